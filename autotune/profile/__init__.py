@@ -1,0 +1,1 @@
+"""The saved YAML: settings, recipe, what was measured, and where."""

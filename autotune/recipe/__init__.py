@@ -1,0 +1,1 @@
+"""How learning goes with the batch size. Pure."""

@@ -1,0 +1,1 @@
+"""Values to text. Everything here returns `str`; only `autotune.cli` writes."""

@@ -1,0 +1,1 @@
+"""What to try next, when to stop, who won. Optuna is imported in `study` only."""

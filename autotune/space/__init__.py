@@ -1,0 +1,1 @@
+"""Which settings exist, which are legal here, and which go together. Pure."""

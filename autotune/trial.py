@@ -1,0 +1,180 @@
+"""One Settings run on the Workload for long enough: what was asked, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autotune.settings import Settings
+
+Mode = Literal["full", "loader", "compute"]
+"""full: the real step. loader: batches alone, no model. compute: the step alone, on a batch that is on the device."""
+
+Stage = Literal["yours", "ceiling", "compute", "loader", "joint", "sampled", "final", "worth"]
+
+FailureKind = Literal[
+    "oom_device",
+    "oom_host",
+    "shm",
+    "file_descriptors",
+    "worker_crash",
+    "process_crash",
+    "pickle",
+    "timeout",
+    "sticky_cuda",
+    "non_finite",
+    "compile_error",
+    "user_error",
+]
+
+Stopped = Literal["window", "gave_up", "exhausted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """What a Runner is asked to run."""
+
+    settings: Settings
+    stage: Stage
+    mode: Mode = "full"
+    reason: str = ""
+    """Why it is tried, a phrase for the user."""
+    window_s: float = 2.0
+    """Timed seconds to aim at."""
+    min_blocks: int = 4
+    """Blocks to record at least, even when the window is over."""
+    give_up_below: float | None = None
+    """Stop after two blocks when samples/s is under this."""
+    timeout_s: float = 120.0
+    """Wall seconds after which the bench process is ended."""
+    seed: int = 0
+    fresh_process: bool = False
+    """Run in a bench process that has run nothing before."""
+    pair: int | None = None
+    """In the finals: which comparison with *yours* this is one side of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A timed run of steps with one synchronisation at each end."""
+
+    steps: int
+    samples: int
+    elapsed_s: float
+    wait_s: float
+    """Seconds of `elapsed_s` spent waiting for the loader."""
+    foreign_cpus: float | None = None
+    """CPUs kept busy by processes that are not ours, on average; None where it cannot be read."""
+    marks: tuple[str, ...] = ()
+    """What disturbed the block, such as `alloc_retry` or `busy_machine`; empty is clean."""
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples in a second of this block."""
+        return self.samples / self.elapsed_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a trial measured. Every figure shown to a user is computed from these."""
+
+    blocks: tuple[Block, ...]
+    warmup_s: float = 0.0
+    """Steps on a held batch before anything is timed: kernels chosen, memory allocated."""
+    startup_s: float = 0.0
+    """From `iter(loader)` to the first batch, beyond what a steady step waits: workers starting."""
+    restart_s: float = 0.0
+    """The same at the start of every further epoch."""
+    peak_device_bytes: int | None = None
+    """Reserved by the allocator at its peak; None without an accelerator."""
+    peak_host_bytes: int | None = None
+    """Resident memory of the bench process and its workers at the fullest block edge."""
+    first_loss: float | None = None
+    last_loss: float | None = None
+    stopped: Stopped = "window"
+    wall_s: float = 0.0
+    """What the whole trial cost."""
+
+    @property
+    def steps(self) -> int:
+        """Timed steps."""
+        return sum(block.steps for block in self.blocks)
+
+    @property
+    def samples(self) -> int:
+        """Timed samples."""
+        return sum(block.samples for block in self.blocks)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Timed seconds."""
+        return sum(block.elapsed_s for block in self.blocks)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Steady rate: all timed samples over all timed seconds."""
+        return self.samples / self.elapsed_s
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a steady step."""
+        return self.elapsed_s / self.steps
+
+    @property
+    def wait_share(self) -> float:
+        """Part of the time in which the step waited for the loader, 0 to 1."""
+        return sum(block.wait_s for block in self.blocks) / self.elapsed_s
+
+    def run_s(self, samples: int | None, epochs: int | None = None) -> float | None:
+        """Seconds to train `epochs` epochs of `samples` samples, starts included.
+
+        Without `epochs`: one further epoch in a long run, so that the one-time start does not count.
+        None for a dataset of unknown length.
+        """
+        if not samples:
+            return None
+        epoch_s = samples / self.samples_per_s
+        if epochs is None:
+            return self.restart_s + epoch_s
+        return self.warmup_s + self.startup_s + (epochs - 1) * self.restart_s + epochs * epoch_s
+
+    def effective_samples_per_s(self, samples: int | None, epochs: int | None = None) -> float:
+        """Samples in a second over the run of `run_s`; the steady rate where the length is unknown."""
+        run_s = self.run_s(samples, epochs)
+        if run_s is None or samples is None:
+            return self.samples_per_s
+        return samples * (1 if epochs is None else epochs) / run_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a trial gave no measurement."""
+
+    kind: FailureKind
+    message: str
+    """One sentence: what happened."""
+    hint: str = ""
+    """The way out."""
+    traceback: str = ""
+    """The user's own traceback where there is one."""
+    sample_index: int | None = None
+    """The dataset index that raised, where it is known."""
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A TrialSpec and its outcome: exactly one of `measurement` and `failure`."""
+
+    number: int
+    spec: TrialSpec
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.measurement is None) != (self.failure is None), "one outcome per trial"
+
+    @property
+    def settings(self) -> Settings:
+        """What was run."""
+        return self.spec.settings
