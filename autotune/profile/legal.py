@@ -1,0 +1,86 @@
+"""Values that have the right type and still cannot be applied.
+
+They are looked for in the raw document, so that they are shown beside all else that is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+from autotune.codec import Path, Problem
+
+_SETTINGS: tuple[Path, ...] = (("settings",), ("measured", "yours_settings"))
+
+_LEAST: dict[Path, int] = {
+    ("loader", "batch_size"): 1,
+    ("loader", "num_workers"): 0,
+    ("loader", "prefetch_factor"): 1,
+    ("compute", "cpu_threads"): 1,
+}
+_LEAST_IN_RECIPE: dict[Path, int] = {
+    ("recipe", "batch_size"): 1,
+    ("recipe", "reference_batch_size"): 1,
+    ("recipe", "warmup_samples"): 0,
+}
+_RATES = ("learning_rates", "reference_learning_rates")
+
+
+def illegal_values(document: Any) -> list[Problem]:
+    """What in a profile's raw document torch would refuse. Values of a wrong type are left to the decoder."""
+    found = [problem for base in _SETTINGS for problem in _in_settings(document, base)]
+    found += [
+        problem for path, least in _LEAST_IN_RECIPE.items() for problem in _below(document, path, least)
+    ]
+    return [*found, *_in_rates(document)]
+
+
+def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
+    for path, least in _LEAST.items():
+        yield from _below(document, (*base, *path), least)
+    loader = _at(document, (*base, "loader"))
+    if not isinstance(loader, Mapping):
+        return
+    workers = loader.get("num_workers", 0)
+    if workers != 0 or isinstance(workers, bool):
+        return
+    for name, idle in (("prefetch_factor", "null"), ("persistent_workers", "false")):
+        value = loader.get(name)
+        if value is True or (_whole(value) and value > 0):
+            yield Problem(
+                path=(*base, "loader", name),
+                message="needs worker processes, and `num_workers` is 0",
+                hint=f"write `{name}: {idle}`, or raise `num_workers`",
+            )
+
+
+def _in_rates(document: Any) -> Iterator[Problem]:
+    rates = [_at(document, ("recipe", name)) for name in _RATES]
+    for name, values in zip(_RATES, rates):
+        for index, value in enumerate(values if isinstance(values, list) else ()):
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                yield Problem(path=("recipe", name, index), message=f"must not be negative, found {value}")
+    if all(isinstance(values, list) for values in rates) and len(rates[0]) != len(rates[1]):
+        yield Problem(
+            path=("recipe", _RATES[0]),
+            message=f"holds {len(rates[0])} values, and `{_RATES[1]}` holds {len(rates[1])}",
+            hint="give one value for each param group in both",
+        )
+
+
+def _below(document: Any, path: Path, least: int) -> Iterator[Problem]:
+    value = _at(document, path)
+    if _whole(value) and value < least:
+        yield Problem(path=path, message=f"must be at least {least}, found {value}")
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _at(document: Any, path: Path) -> Any:
+    for step in path:
+        if not isinstance(document, Mapping) or step not in document:
+            return None
+        document = document[step]
+    return document
