@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def _decode_union(args: tuple[Any, ...], data: Any, path: Path, problems: list[P
     if data is None and type(None) in args:
         return None
     options = [arg for arg in args if arg is not type(None)]
-    attempts = []
+    attempts: list[list[Problem]] = []
     for option in options:
         found: list[Problem] = []
         value = _decode(option, data, path, found)
@@ -135,7 +135,7 @@ def _decode_dataclass(cls: type, data: Any, path: Path, problems: list[Problem])
     return cls(**values) if len(problems) == before else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 

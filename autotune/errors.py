@@ -15,7 +15,7 @@
     |-- BaselineError         AT-E32  the user's own settings do not run
     |-- ProfileError          AT-E40  a profile file that cannot be read
     |-- StudyError            AT-E41  a study file that cannot be used or resumed
-    `-- EnvironmentFault      AT-E50  something outside of the tool's reach: disk, permissions, a missing package
+    `-- EnvironmentFault      AT-E50  the machine refuses: disk, permissions, a missing package
 
 Foreign exceptions are mapped to these where they enter; none of ours leaves as a bare ValueError.
 """

@@ -43,7 +43,7 @@ class ComputeSettings:
     """How a step is computed."""
 
     precision: Precision = "float32"
-    """float32, tf32 (matrix units, float32 storage), or autocast to bfloat16 or float16 (with a GradScaler)."""
+    """float32, tf32 (matrix units, float32 storage), or autocast to bfloat16 or float16 (with GradScaler)."""
     cudnn_benchmark: bool = False
     """`torch.backends.cudnn.benchmark`: search convolution algorithms per shape."""
     channels_last: bool = False

@@ -8,7 +8,7 @@ from typing import Literal
 from autotune.settings import Settings
 
 Mode = Literal["full", "loader", "compute"]
-"""full: the real step. loader: batches alone, no model. compute: the step alone, on a batch that is on the device."""
+"""full: the real step. loader: batches alone, no model. compute: the step alone, on a resident batch."""
 
 Stage = Literal["yours", "ceiling", "compute", "loader", "joint", "sampled", "final", "worth"]
 

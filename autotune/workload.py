@@ -68,7 +68,7 @@ class Workload:
         if self.dataset is None and (self.step is None and self.train_step is None):
             raise UsageError(
                 "there is no dataset to train on",
-                fix="pass a dataset, or `step=` or `train_step=` with `samples_per_step=` for a loop without one",
+                fix="pass a dataset; for a loop without one `step=` and `samples_per_step=`",
             )
         if self.dataset is None and self.samples_per_step is None:
             raise UsageError(
@@ -95,7 +95,7 @@ class Workload:
         raise UsageError(
             "the factory returned no workload",
             why=f"it returned {type(value).__name__}",
-            fix="return autotune.Workload(model, dataset, loss=..., optimizer=...) or a (model, dataset) pair",
+            fix="return autotune.Workload(model, dataset, ...) or a (model, dataset) pair",
         )
 
     def with_(self, **changes: Any) -> Workload:

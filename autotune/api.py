@@ -1,0 +1,221 @@
+"""`find_best` and `load`: the shell wired together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import autotune
+from autotune.errors import UsageError
+from autotune.measure.seam import Runner
+from autotune.profile import store
+from autotune.profile.schema import profile_of
+from autotune.profile.yaml_io import loads
+from autotune.result import Result, Tuned
+from autotune.search.listener import Listener, SilentListener
+from autotune.settings import KnobValue
+from autotune.units import parse_duration_s
+from autotune.workload import Workload
+
+Allow = Literal["exact", "numerics", "recipe"]
+RunnerName = Literal["process", "in_process"]
+
+
+def find_best(
+    model: Any,
+    dataset: Any = None,
+    *,
+    loss: Any = None,
+    step: Any = None,
+    train_step: Any = None,
+    optimizer: Any = None,
+    batch_size: int | None = None,
+    samples_per_step: int | None = None,
+    device: str | None = None,
+    shuffle: bool = True,
+    collate_fn: Any = None,
+    drop_last: bool = False,
+    allow: Allow = "numerics",
+    budget: str | float = "5m",
+    epochs: int | None = None,
+    fixed: Mapping[str, KnobValue] | None = None,
+    runner: RunnerName | Runner = "process",
+    storage: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    name: str = "",
+    listener: Listener | None = None,
+) -> Result:
+    """Measure real training steps and return the settings that train fastest without training worse.
+
+    Nothing of yours is changed: model, optimizer, random states and torch's switches are after the call
+    what they were before it.
+
+    Args:
+        model: an `nn.Module`, a dict of them, a function that makes one, or a whole `autotune.Workload`.
+        dataset, loss, step, train_step, optimizer, batch_size, samples_per_step, device, shuffle,
+        collate_fn, drop_last: as for `autotune.Workload`.
+        allow: the highest class of knob that may change. `exact`: the same numbers come out (workers,
+            prefetch, pinning). `numerics`: rounding may change too (precision, cudnn.benchmark,
+            channels_last, fused, threads). `recipe`: learning may change too (batch size, with its
+            learning rate and warmup).
+        budget: wall-clock time for everything, such as 90, "90s" or "5m". Never exceeded by more than
+            the end of a trial.
+        epochs: how long you will train. Start-up costs are spread over that; without it the settings are
+            judged for a long run.
+        fixed: knobs that must have a value, such as {"num_workers": 4}.
+        runner: `process` measures in another process, and survives crashes and hangs; `in_process`
+            measures here. Or a Runner of your own.
+        storage: an Optuna storage URL or a file for the study; a journal file in the user's data folder
+            without. `optuna-dashboard` opens it.
+        resume: go on with the study in `storage`.
+        seed: of every random choice.
+        name: what to call it in reports and file names; the model's class without.
+        listener: is told of every trial as it happens.
+
+    Returns:
+        The result: `print` it, then use `loader()`, `kit()` and `save()`. After Ctrl-C it holds the best
+        so far and says that it is incomplete.
+
+    Raises:
+        AutotuneError: when the workload cannot be measured; it says what, why and what to do.
+    """
+    workload = _workload(
+        model,
+        dataset,
+        loss=loss,
+        step=step,
+        train_step=train_step,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        samples_per_step=samples_per_step,
+        device=device,
+        shuffle=shuffle,
+        collate_fn=collate_fn,
+        drop_last=drop_last,
+        name=name,
+    )
+    called = name or workload.name or _model_name(workload.model)
+    own_runner = isinstance(runner, str)
+    chosen: Runner = make_runner(workload, runner) if isinstance(runner, str) else runner
+    try:
+        return tune_with(
+            chosen,
+            workload,
+            allow=allow,
+            budget=budget,
+            epochs=epochs,
+            fixed=fixed,
+            storage=storage,
+            resume=resume,
+            seed=seed,
+            name=called,
+            listener=listener,
+        )
+    finally:
+        if own_runner:
+            chosen.close()
+
+
+def _workload(model: Any, dataset: Any, **fields: Any) -> Workload:
+    if not isinstance(model, Workload):
+        return Workload(model, dataset, **fields)
+    if dataset is not None:
+        raise UsageError("a Workload and a dataset were given", fix="put the dataset into the Workload")
+    return model.with_(**{k: v for k, v in fields.items() if v not in (None, "", False) and k != "shuffle"})
+
+
+def _model_name(model: Any) -> str:
+    if isinstance(model, Mapping):
+        return "-".join(type(one).__name__ for one in model.values()).lower()
+    kind = model.__name__ if callable(model) and hasattr(model, "__name__") else type(model).__name__
+    return str(kind).lower().strip("<>")
+
+
+def make_runner(workload: Workload, name: str) -> Runner:
+    """The Runner of that name for live objects.
+
+    Raises:
+        NotPicklableError: when they cannot be sent to another process.
+    """
+    if name == "in_process":
+        from autotune.measure.inprocess import InProcessRunner
+
+        return InProcessRunner(workload)
+    if name == "process":
+        from autotune.measure.payload import pickle_workload
+        from autotune.measure.process_runner import ProcessRunner
+
+        return ProcessRunner(pickle_workload(workload))
+    raise UsageError(
+        f"`{name}` is no runner", fix='use runner="process" or runner="in_process"', why="those exist"
+    )
+
+
+def tune_with(
+    runner: Runner,
+    workload: Workload,
+    *,
+    allow: Allow = "numerics",
+    budget: str | float = "5m",
+    epochs: int | None = None,
+    fixed: Mapping[str, KnobValue] | None = None,
+    storage: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    name: str = "",
+    listener: Listener | None = None,
+) -> Result:
+    """Tune with a Runner that exists; `find_best` and the command line both end here."""
+    from autotune.search.engine import TuneOptions, tune
+
+    if epochs is not None and epochs < 1:
+        raise UsageError("`epochs` must be at least 1", why=f"it is {epochs}")
+    if allow not in ("exact", "numerics", "recipe"):
+        raise UsageError(
+            f"`allow` cannot be {allow!r}",
+            fix='use "exact", "numerics" or "recipe"',
+            why="it names a class of knob",
+        )
+    place = storage if storage is not None else _journal(name, resume=resume)
+    options = TuneOptions(
+        budget_s=parse_duration_s(budget),
+        allow=allow,
+        epochs=epochs,
+        fixed=dict(fixed or {}),
+        seed=seed,
+        storage=place,
+        study_name=name,
+        resume=resume,
+        name=name,
+    )
+    outcome = tune(runner, options, listener or SilentListener())
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    profile = profile_of(outcome, created=created, version=autotune.__version__)
+    return Result(profile, outcome, workload)
+
+
+def _journal(name: str, *, resume: bool) -> str:
+    """The study's own file: one for each run, so that an old run stays readable; the newest on resume."""
+    first = store.study_path(name)
+    runs = sorted(first.parent.glob(f"{first.stem}-*{first.suffix}"))
+    if resume and runs:
+        return str(runs[-1])
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return os.fspath(first.with_name(f"{first.stem}-{stamp}{first.suffix}"))
+
+
+def load(path: str | Path | None = None) -> Tuned:
+    """A saved profile, ready to make loaders and kits.
+
+    Args:
+        path: of the YAML file; without it `autotune.yaml` here, else the newest saved profile.
+
+    Raises:
+        ProfileError: when it cannot be read; line and column are shown.
+    """
+    source = Path(path) if path is not None else store.find_profile()
+    return Tuned(loads(store.read_bytes(source), source=str(source)))

@@ -1,0 +1,108 @@
+"""The bench process: brings one workload up and runs trials on it until it is told to stop.
+
+It is no daemon (it starts DataLoader workers), leads a process group of its own (so that one signal ends it
+with all its workers) and leaves no trial running past its deadline, even when nobody is left to end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from autotune.errors import AutotuneError
+from autotune.trial import Failure, TrialSpec
+
+_GRACE_S = 30
+
+
+def serve(connection: Connection, payload: Any) -> None:
+    """Answer requests until the other end closes. Replies are (`ok` | `error` | `crash`, value)."""
+    from autotune.measure.payload import enter
+
+    enter(payload)
+    session: Any = None
+    while True:
+        try:
+            request, argument = connection.recv()
+        except (EOFError, OSError):
+            return
+        if request == "stop":
+            return
+        try:
+            if session is None:
+                session = _session(payload)
+            reply = _answer(session, request, argument)
+        except AutotuneError as error:
+            reply = ("error", error)
+        except Exception as error:  # the parent must hear of it, whatever it is
+            import traceback
+
+            reply = ("crash", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        _send(connection, reply)
+
+
+def _session(payload: Any) -> Any:
+    from autotune.measure.flags import read_user_flags
+    from autotune.measure.payload import unpack
+    from autotune.measure.probe import machine_facts
+    from autotune.measure.session import Session
+
+    workload, parts = unpack(payload)
+    # What lives now lives as long as the process: collecting it again and again would disturb what is timed.
+    gc.collect()
+    gc.freeze()
+    return Session(workload, parts, payload.user_flags or read_user_flags(), machine_facts)
+
+
+def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:
+    if request == "describe":
+        return "ok", session.describe()
+    assert isinstance(argument, TrialSpec), "the only other request is a trial"
+    with _alarm(argument.timeout_s + _GRACE_S):
+        return "ok", session.run(argument)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Any:
+    """The kernel ends this process at the deadline, even when it hangs in C code and its parent is gone."""
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if usable:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if usable:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send(connection: Connection, reply: tuple[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError, OSError):
+        try:
+            connection.send(reply)
+        except (TypeError, AttributeError, ValueError) as error:  # a detail that cannot be pickled
+            connection.send(("crash", f"a reply could not be sent: {error}"))
+
+
+def failure_of_crash(text: str) -> Failure:
+    """A crash of the bench itself, as the outcome of the trial it happened in."""
+    first, _, rest = text.partition("\n")
+    return Failure(kind="process_crash", message=f"the trial ended with {first}", traceback=rest)
+
+
+def main() -> None:
+    """Entry of a bench process that was spawned: address and key come on standard input."""
+    from multiprocessing.connection import Client
+
+    address, key = sys.stdin.readline().strip(), bytes.fromhex(sys.stdin.readline().strip())
+    with Client(address, authkey=key) as connection:
+        serve(connection, connection.recv())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Runs trials in the user's own process: where it is asked for, or nothing can be sent to another.
+
+The model is a copy; flags, thread counts and random states are put back after every call. A trial that
+hangs or dies takes the user's process with it: the bench process exists because of that.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from autotune.measure import flags, loaders, optimizers
+from autotune.measure.probe import machine_facts
+from autotune.measure.seam import Description
+from autotune.measure.session import Session
+from autotune.trial import Failure, Measurement, TrialSpec
+from autotune.workload import Workload
+
+
+class InProcessRunner:
+    """A Runner without another process."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._session: Session | None = None
+
+    def _ready(self) -> Session:
+        if self._session is None:
+            user_flags = flags.read_user_flags()
+            parts = loaders.parts_of(self._workload)
+            # One deepcopy for both: the copied optimizer must hold the copied model's parameters.
+            frozen = optimizers.freeze_optimizer(self._workload.optimizer)
+            memo = {id(parts.dataset): parts.dataset} if parts is not None else {}
+            model, optimizer = copy.deepcopy((self._workload.model, frozen), memo)
+            own = self._workload.with_(model=model, optimizer=optimizer)
+            private = loaders.private_copy(parts) if parts is not None else None
+            self._session = Session(own, private, user_flags, machine_facts)
+        return self._session
+
+    def describe(self) -> Description:
+        """The machine, the workload and *yours*.
+
+        Raises:
+            AutotuneError: where the workload cannot be run at all.
+        """
+        with flags.preserved():
+            return self._ready().describe()
+
+    def run(self, spec: TrialSpec) -> Measurement | Failure:
+        """Run `spec` here; `timeout_s` cannot be enforced without another process."""
+        with flags.preserved():
+            return self._ready().run(spec)
+
+    def close(self) -> None:
+        """Let the copy go."""
+        self._session = None

@@ -1,0 +1,288 @@
+"""DataLoaders rebuilt with other settings from what the user handed over, which is never touched."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from autotune.errors import DatasetTooSmallError, EmptyDatasetError
+from autotune.settings import LoaderSettings
+from autotune.workload import Workload
+
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderParts:
+    """All that a DataLoader is made of, besides its settings."""
+
+    dataset: Any
+    settings: LoaderSettings
+    """*Yours*."""
+    sampler: Any = None
+    batch_sampler: Any = None
+    """Only one of the user's own making; the ordinary one is rebuilt for each batch size."""
+    collate_fn: Callable[[Any], Any] | None = None
+    drop_last: bool = False
+    worker_init_fn: Callable[[int], None] | None = None
+    generator: torch.Generator | None = None
+    multiprocessing_context: Any = None
+    timeout: float = 0
+    in_order: bool = True
+    shuffle: bool = False
+    """Whether a sampler is made here because the user gave none."""
+    note: str = ""
+
+    @property
+    def iterable(self) -> bool:
+        """Whether the dataset is a stream."""
+        return isinstance(self.dataset, IterableDataset)
+
+    def samples(self) -> int | None:
+        """Samples in one epoch, None where nobody knows."""
+        source = self.dataset if self.sampler is None or self.iterable else self.sampler
+        if self.batch_sampler is not None or self.settings.batch_size is None:
+            source = self.dataset
+        try:
+            return len(source)
+        except (TypeError, NotImplementedError):
+            return None
+
+    def check(self) -> None:
+        """Refuse what cannot fill one batch.
+
+        Raises:
+            EmptyDatasetError, DatasetTooSmallError
+        """
+        samples, batch_size = self.samples(), self.settings.batch_size
+        if samples is None:
+            return
+        if samples == 0:
+            raise EmptyDatasetError(
+                "the dataset is empty",
+                why=f"len({type(self.dataset).__name__}) is 0",
+                fix="check the path and the filter that the dataset is made with",
+            )
+        if batch_size is not None and samples < batch_size:
+            raise DatasetTooSmallError(
+                "the dataset holds fewer samples than one batch",
+                why=f"{samples} samples, batch_size {batch_size}",
+                fix=f"pass a batch_size of at most {samples}, or more data",
+            )
+
+
+def parts_of(workload: Workload) -> LoaderParts | None:
+    """The parts of the workload's loader; None for a loop without one."""
+    dataset = workload.dataset
+    if dataset is None:
+        return None
+    if isinstance(dataset, DataLoader):
+        return _parts_of_loader(dataset)
+    if callable(dataset) and not hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset):
+        return parts_of(workload.with_(dataset=dataset()))
+    return LoaderParts(
+        dataset=dataset,
+        settings=LoaderSettings(batch_size=workload.batch_size or DEFAULT_BATCH_SIZE),
+        collate_fn=workload.collate_fn,
+        drop_last=workload.drop_last,
+        shuffle=workload.shuffle and not isinstance(dataset, IterableDataset),
+    )
+
+
+def _parts_of_loader(loader: DataLoader[Any]) -> LoaderParts:
+    own_batches = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    iterable = isinstance(loader.dataset, IterableDataset)
+    plain = type(loader) is DataLoader
+    return LoaderParts(
+        dataset=loader.dataset,
+        settings=LoaderSettings(
+            batch_size=loader.batch_size,
+            num_workers=loader.num_workers,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            pin_memory=loader.pin_memory,
+        ),
+        sampler=None if iterable or own_batches else loader.sampler,
+        batch_sampler=loader.batch_sampler if own_batches else None,
+        collate_fn=loader.collate_fn,
+        drop_last=loader.drop_last,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+        multiprocessing_context=_context_name(loader.multiprocessing_context),
+        timeout=loader.timeout,
+        in_order=getattr(loader, "in_order", True),
+        note=""
+        if plain
+        else f"your {type(loader).__name__} is measured as a plain DataLoader of the same parts",
+    )
+
+
+def _context_name(context: Any) -> str | None:
+    return None if context is None else context.get_start_method()
+
+
+def private_copy(parts: LoaderParts) -> LoaderParts:
+    """The parts with samplers and generators of their own, so that drawing from them leaves the user's alone.
+
+    The dataset itself is shared: it can be large, and reading it is what it is for.
+    """
+    memo = {id(parts.dataset): parts.dataset}
+    own = {
+        name: copy.deepcopy(getattr(parts, name), memo) for name in ("sampler", "batch_sampler", "generator")
+    }
+    return replace(parts, **own)
+
+
+def build_loader(parts: LoaderParts, settings: LoaderSettings, **overrides: Any) -> DataLoader[Any]:
+    """A plain DataLoader of these parts with these settings; `overrides` go to its constructor last."""
+    kwargs = _common(parts, settings)
+    if parts.batch_sampler is not None:
+        kwargs["batch_sampler"] = parts.batch_sampler
+    else:
+        kwargs["batch_size"] = settings.batch_size
+        if settings.batch_size is not None:
+            kwargs["drop_last"] = parts.drop_last
+        if not parts.iterable:
+            kwargs.update(
+                {"sampler": parts.sampler} if parts.sampler is not None else {"shuffle": parts.shuffle}
+            )
+    kwargs.update(overrides)
+    if kwargs.get("num_workers", 0) == 0:
+        for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"):
+            kwargs.pop(name, None)
+    return DataLoader(parts.dataset, **kwargs)
+
+
+def _common(parts: LoaderParts, settings: LoaderSettings) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {
+        "num_workers": settings.num_workers,
+        "pin_memory": settings.pin_memory,
+        "collate_fn": parts.collate_fn,
+        "worker_init_fn": parts.worker_init_fn,
+        "generator": parts.generator,
+    }
+    if settings.num_workers > 0:
+        kwargs |= {
+            "prefetch_factor": settings.prefetch_factor,
+            "persistent_workers": settings.persistent_workers,
+            "timeout": parts.timeout,
+            "multiprocessing_context": parts.multiprocessing_context,
+        }
+    if not parts.in_order:
+        kwargs["in_order"] = False
+    return kwargs
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """The user's batches, epoch after epoch, without an end that a trial could run into.
+
+    It remembers the indices of every batch not yet handed out, so that samples are counted whatever the
+    collate function makes of them and a sample that raises can be named. `stop()` ends the epoch after the
+    batches already drawn: so a true epoch boundary can be timed.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+        self.pending: deque[list[int]] = deque()
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.pending.clear()
+        self._stopped = False
+        while not self._stopped:
+            drawn = False
+            for indices in self.batches:
+                if self._stopped:
+                    return
+                drawn = True
+                self.pending.append(list(indices) if isinstance(indices, (list, tuple)) else [indices])
+                yield indices
+            if not drawn:
+                return
+
+    def stop(self) -> None:
+        """No further batch is drawn."""
+        self._stopped = True
+
+
+def build_endless(
+    parts: LoaderParts, settings: LoaderSettings
+) -> tuple[DataLoader[Any], EndlessBatches | None]:
+    """A loader that never runs out, and its sampler; a stream has an end and no sampler (None)."""
+    kwargs = _common(parts, settings)
+    if parts.iterable:
+        kwargs["batch_size"] = settings.batch_size
+        if settings.batch_size is not None:
+            kwargs["drop_last"] = parts.drop_last
+        return DataLoader(parts.dataset, **kwargs), None
+    if parts.batch_sampler is not None:
+        endless = EndlessBatches(parts.batch_sampler)
+        return DataLoader(parts.dataset, batch_sampler=endless, **kwargs), endless
+    sampler = parts.sampler if parts.sampler is not None else _sampler(parts)
+    if settings.batch_size is None:
+        endless = EndlessBatches(sampler)
+        return DataLoader(parts.dataset, sampler=endless, batch_size=None, **kwargs), endless
+    endless = EndlessBatches(BatchSampler(sampler, settings.batch_size, parts.drop_last))
+    return DataLoader(parts.dataset, batch_sampler=endless, **kwargs), endless
+
+
+def _sampler(parts: LoaderParts) -> Sampler[int]:
+    if parts.shuffle:
+        return RandomSampler(parts.dataset, generator=parts.generator)
+    return SequentialSampler(parts.dataset)
+
+
+def end_workers(iterator: Any, loader: DataLoader[Any] | None) -> None:
+    """End the workers of an iterator of our own now instead of at garbage collection."""
+    shutdown = getattr(iterator, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
+    if loader is not None and getattr(loader, "_iterator", None) is not None:
+        loader._iterator = None
+
+
+def shards_itself(parts: LoaderParts) -> bool:
+    """Whether a stream divides its samples among workers, as far as its code tells.
+
+    Unsure counts as no: with a stream that does not, every worker yields every sample.
+    """
+    if not parts.iterable or parts.worker_init_fn is not None:
+        return True
+    dataset = parts.dataset
+    kind = type(dataset)
+    if kind.__module__.startswith("datasets.") and getattr(dataset, "num_shards", 0) > 1:
+        return True
+    if any(base.__name__ == "IterDataPipe" for base in kind.__mro__):
+        return True
+    return "get_worker_info" in _names_used(kind, "__iter__")
+
+
+def _names_used(kind: type, method: str) -> set[str]:
+    """Names used by a method, by the functions inside it and by the methods of the same class it calls."""
+    pending, seen, names = [method], set(), set()
+    while pending:
+        name = pending.pop()
+        code = getattr(getattr(kind, name, None), "__code__", None)
+        if code is None or name in seen:
+            continue
+        seen.add(name)
+        inner = [code]
+        while inner:
+            current = inner.pop()
+            names.update(current.co_names)
+            pending.extend(current.co_names)
+            inner.extend(const for const in current.co_consts if hasattr(const, "co_names"))
+    return names

@@ -1,0 +1,146 @@
+"""Optimizers rebuilt for a trial, and the fused switch on one that exists."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from autotune.errors import UsageError
+from autotune.facts import OptimizerFamily
+
+_SGD = {"SGD"}
+_ADAM = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "FusedAdam"}
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+MEASURING_LR = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """An Optimizer the user handed over, as class and param groups; its state stays with the user."""
+
+    kind: type[Optimizer]
+    groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+
+    def build(self) -> Optimizer:
+        """A new optimizer over the same parameters."""
+        accepted = inspect.signature(self.kind).parameters
+        defaults = {name: value for name, value in self.defaults.items() if name in accepted}
+        return self.kind([dict(group) for group in self.groups], **defaults)
+
+
+def freeze_optimizer(optimizer: Any) -> Any:
+    """An Optimizer as `Rebuilt`; factories as they are; dicts of either alike."""
+    if isinstance(optimizer, Optimizer):
+        groups = [
+            {key: list(value) if key == "params" else value for key, value in g.items()}
+            for g in optimizer.param_groups
+        ]
+        return Rebuilt(kind=type(optimizer), groups=groups, defaults=dict(optimizer.defaults))
+    if isinstance(optimizer, Mapping):
+        return {key: freeze_optimizer(value) for key, value in optimizer.items()}
+    if optimizer is not None and not callable(optimizer):
+        raise UsageError(
+            "`optimizer` is neither an Optimizer nor a function",
+            why=f"it is {type(optimizer).__name__}",
+            fix="pass lambda params: torch.optim.SGD(params, lr=0.1)",
+        )
+    return optimizer
+
+
+def build_optimizers(frozen: Any, models: Mapping[str, nn.Module]) -> dict[str, Optimizer]:
+    """An optimizer for each name: one over all models, or one for each key of a dict.
+
+    Raises:
+        UsageError: for a factory that returns something else, or keys without a model.
+    """
+    if not isinstance(frozen, Mapping):
+        return {"": _build(frozen, [p for model in models.values() for p in model.parameters()])}
+    built = {}
+    for name, one in frozen.items():
+        if not isinstance(one, Rebuilt) and name not in models:
+            raise UsageError(
+                f"`optimizer` has the key {name!r} and `model` has not",
+                why=f"models: {', '.join(models)}",
+                fix="use the same keys in both dicts",
+            )
+        built[name] = _build(one, list(models[name].parameters()) if name in models else [])
+    return built
+
+
+def _build(one: Any, params: list[nn.Parameter]) -> Optimizer:
+    trainable = [p for p in params if p.requires_grad]
+    if one is None:
+        return torch.optim.SGD(trainable, lr=MEASURING_LR)
+    optimizer = one.build() if isinstance(one, Rebuilt) else one(trainable)
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(
+            "the optimizer function returned no Optimizer",
+            why=f"it returned {type(optimizer).__name__}",
+            fix="return one, such as torch.optim.AdamW(params, lr=1e-3)",
+        )
+    return optimizer
+
+
+def family(optimizer: Optimizer) -> OptimizerFamily:
+    """Which learning-rate rule fits."""
+    names = {base.__name__ for base in type(optimizer).__mro__}
+    if names & _SGD:
+        return "sgd"
+    return "adam" if names & _ADAM else "other"
+
+
+def is_fused(optimizers: Iterable[Optimizer]) -> bool:
+    """Whether every param group asks for the fused step."""
+    return all(bool(group.get("fused")) for optimizer in optimizers for group in optimizer.param_groups)
+
+
+def fused_available(optimizers: Iterable[Optimizer], device_type: str) -> bool:
+    """Whether torch has a fused step for all of these on this kind of device."""
+    supported = torch.utils._foreach_utils._get_fused_kernels_supported_devices()
+    for optimizer in optimizers:
+        if not isinstance(optimizer, _FUSED) or device_type not in supported:
+            return False
+        if isinstance(optimizer, torch.optim.Adagrad) and device_type == "cuda":
+            return False  # raises on CUDA up to torch 2.11
+        groups = optimizer.param_groups
+        if any(group.get("differentiable") or group.get("capturable") for group in groups):
+            return False
+        if any(not torch.is_floating_point(p) for group in groups for p in group["params"]):
+            return False
+    return True
+
+
+def set_fused(optimizer: Optimizer, fused: bool) -> None:
+    """Switch an optimizer to the fused step or back, in place: schedulers that hold it go on working."""
+    if all(bool(group.get("fused")) == fused for group in optimizer.param_groups):
+        return
+    for group in optimizer.param_groups:
+        group["fused"] = True if fused else None
+        group["foreach"] = None
+    # A step counter may have to move to the parameters' device: torch does so while loading state.
+    optimizer.load_state_dict(optimizer.state_dict())
+    if fused:
+        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # as the constructor does
+    elif hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = False
+
+
+def scale_learning_rates(optimizers: Sequence[Optimizer], factors: Callable[[int], float]) -> None:
+    """Multiply each group's learning rate by `factors(number of the group)`, counted over all optimizers."""
+    number = 0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factors(number)
+            number += 1
+
+
+def learning_rates(optimizers: Iterable[Optimizer]) -> tuple[float, ...]:
+    """The learning rate of every param group, in order."""
+    return tuple(float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups)

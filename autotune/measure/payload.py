@@ -1,0 +1,254 @@
+"""A workload on its way to another process: by reference, or pickled with device tensors as CPU copies."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from torch.utils.data import DataLoader
+
+from autotune.errors import AutotuneError, NotPicklableError, TargetError
+from autotune.measure import flags, loaders, optimizers
+from autotune.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """What a bench process needs to bring a workload up."""
+
+    blob: bytes | None
+    """The pickled (Workload, LoaderParts | None); None where `target` says how to make it."""
+    target: str | None = None
+    """`module:factory` or `file.py:factory`."""
+    overrides: tuple[tuple[str, Any], ...] = ()
+    """Workload fields set on the command line."""
+    user_flags: flags.UserFlags | None = None
+    """None: as the target's own import leaves them."""
+    start_method: str | None = None
+    sys_path: tuple[str, ...] = ()
+    cwd: str = ""
+    main_path: str | None = None
+
+
+class _HostPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Pickles tensors on any device as CPU copies: the parent's device memory stays the parent's."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
+            copied = obj.detach().to("cpu")
+            if isinstance(obj, torch.nn.Parameter):
+                return torch.nn.Parameter, (copied, obj.requires_grad)
+            return _tensor, (copied, obj.requires_grad)
+        return super().reducer_override(obj)
+
+
+def _tensor(copied: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    return copied.requires_grad_(requires_grad)
+
+
+def pickle_workload(workload: Workload) -> Payload:
+    """The workload as bytes; nothing of the user's is changed by it.
+
+    Raises:
+        NotPicklableError: naming the part that cannot travel.
+    """
+    parts = None if _is_factory(workload.dataset) else loaders.parts_of(workload)
+    light = workload.with_(
+        dataset=workload.dataset
+        if _is_factory(workload.dataset)
+        else None
+        if parts is None
+        else _TRAVELS_AS_PARTS,
+        optimizer=optimizers.freeze_optimizer(workload.optimizer),
+        device=workload.device or _own_device(workload.model),
+    )
+    try:
+        blob = _dumps((light, parts))
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise _blame(light, parts, error) from None
+    return Payload(
+        blob=blob,
+        user_flags=flags.read_user_flags(),
+        start_method=_start_method(),
+        sys_path=tuple(sys.path),
+        cwd=os.getcwd(),
+    )
+
+
+_TRAVELS_AS_PARTS = "in parts"
+
+
+def _own_device(model: Any) -> str | None:
+    """Where a live model is: it travels as a CPU copy, and must go back to the same device."""
+    modules = [model] if isinstance(model, torch.nn.Module) else []
+    if isinstance(model, dict):
+        modules = [m for m in model.values() if isinstance(m, torch.nn.Module)]
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.device.type not in ("cpu", "meta"):
+                return str(parameter.device)
+    return None
+
+
+def _is_factory(dataset: Any) -> bool:
+    return (
+        callable(dataset)
+        and not hasattr(dataset, "__getitem__")
+        and not isinstance(dataset, (DataLoader, torch.utils.data.IterableDataset))
+    )
+
+
+def _dumps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _HostPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def _blame(workload: Workload, parts: loaders.LoaderParts | None, error: Exception) -> NotPicklableError:
+    candidates: dict[str, Any] = {
+        name: getattr(workload, name) for name in ("model", "loss", "step", "train_step", "optimizer")
+    }
+    if parts is not None:
+        candidates |= {"dataset": parts.dataset, "collate_fn": parts.collate_fn, "sampler": parts.sampler}
+    culprit, reason = "workload", str(error)
+    for name, value in candidates.items():
+        try:
+            _dumps(value)
+        except Exception as own:  # any refusal to be pickled names the part
+            culprit, reason = name, str(own)
+            break
+    return NotPicklableError(
+        f"the {culprit} cannot be sent to another process",
+        why=reason,
+        fix=f"keep open files, locks and connections out of the {culprit} (open them on first use), pass a"
+        ' function that makes it, or measure in this process with runner="in_process"',
+    )
+
+
+def _start_method() -> str | None:
+    import multiprocessing
+
+    return multiprocessing.get_start_method(allow_none=True)
+
+
+def target_payload(target: str, **overrides: Any) -> Payload:
+    """A workload that the bench process makes for itself; the parent never runs its factory."""
+    return Payload(
+        blob=None,
+        target=target,
+        overrides=tuple(sorted(overrides.items())),
+        start_method=_start_method(),
+        sys_path=tuple(sys.path),
+        cwd=os.getcwd(),
+    )
+
+
+def enter(payload: Payload) -> None:
+    """Make this process look like the user's: paths, working directory, torch's switches."""
+    import multiprocessing
+
+    for path in reversed(payload.sys_path):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    if payload.cwd:
+        os.chdir(payload.cwd)
+    if payload.start_method is not None:
+        multiprocessing.set_start_method(payload.start_method, force=True)
+    if payload.user_flags is not None:
+        flags.write_user_flags(payload.user_flags)
+
+
+def unpack(payload: Payload) -> tuple[Workload, loaders.LoaderParts | None]:
+    """The workload of a payload, in the process that will run it.
+
+    Raises:
+        AutotuneError: when it cannot be brought up here.
+    """
+    if payload.blob is None:
+        assert payload.target is not None, "a payload is bytes or a target"
+        workload = call_target(payload.target).with_(**dict(payload.overrides))
+        return workload, loaders.parts_of(workload)
+    try:
+        workload, parts = pickle.loads(payload.blob)
+    except AutotuneError:
+        raise
+    except Exception as error:  # unpickling runs the user's own code
+        raise NotPicklableError(
+            "the workload could not be rebuilt in another process",
+            why=f"{type(error).__name__}: {error}",
+            fix='make its classes importable, or measure in this process with runner="in_process"',
+        ) from None
+    if parts is None and _is_factory(workload.dataset):
+        parts = loaders.parts_of(workload)
+    return workload, parts
+
+
+def call_target(target: str) -> Workload:
+    """Import `module:factory` or `file.py:factory`, call it and take what it returns as a Workload.
+
+    Raises:
+        TargetError: when the format, the import, the name or the call fails; the user's traceback is shown.
+    """
+    module_name, _, attribute = target.rpartition(":")
+    if not module_name or not attribute:
+        raise TargetError(
+            f"`{target}` is not module:factory or file.py:factory", fix="write it as train.py:make"
+        )
+    module = _import(module_name, target)
+    factory: Any = module
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            raise TargetError(
+                f"`{module_name}` has no `{attribute}`",
+                why="callables there: " + (", ".join(_callables(module)) or "none"),
+                fix="name the function that returns the workload",
+            )
+        factory = getattr(factory, part)
+    try:
+        made = factory() if callable(factory) else factory
+    except AutotuneError:
+        raise
+    except Exception as error:  # the user's factory
+        raise TargetError(
+            f"{target} raised {type(error).__name__}", why=str(error), detail=_traceback(error)
+        ) from None
+    return Workload.of(made)
+
+
+def _import(name: str, target: str) -> Any:
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        path = Path(name).resolve()
+        sys.path.insert(0, str(path.parent))
+        # Under its stem, so that worker processes started afresh can import it again.
+        return importlib.import_module(path.stem)
+    except Exception as error:  # importing runs the user's own code
+        raise TargetError(
+            f"{target} cannot be imported",
+            why=f"{type(error).__name__}: {error}",
+            fix="check that it runs with `python -c` from this directory",
+            detail=_traceback(error),
+        ) from None
+
+
+def _callables(module: Any) -> list[str]:
+    return [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")][:8]
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/autotune/measure/" not in f.filename]
+    frames = [f for f in frames if "importlib" not in f.filename]
+    lines = traceback.format_list(frames) + traceback.format_exception_only(type(error), error)
+    return "Traceback (most recent call last):\n" + "".join(lines)

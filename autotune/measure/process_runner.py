@@ -1,0 +1,131 @@
+"""Runs trials in a bench process, and puts a fresh one in its place when a trial took it down."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import AutotuneError, BaselineError
+from autotune.measure import limits
+from autotune.measure.bench import failure_of_crash
+from autotune.measure.classify import classify_exit
+from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
+from autotune.measure.payload import Payload
+from autotune.measure.seam import Description
+from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
+
+DESCRIBE_TIMEOUT_S = 600.0
+_KILL_GRACE_S = 5.0
+_TAINTED: frozenset[FailureKind] = frozenset(
+    {"oom_device", "oom_host", "shm", "file_descriptors", "worker_crash", "sticky_cuda", "compile_error"}
+)
+"""After these the process may be short of memory or hold a dead device context: a fresh one takes over."""
+
+
+class ProcessRunner:
+    """The Runner of ordinary runs. The user's process never runs a step.
+
+    Args:
+        payload: the workload on its way to the bench process.
+        launcher: how processes start; by default the quickest way that is safe here.
+        log: where bench processes write; a temporary file without it.
+    """
+
+    def __init__(self, payload: Payload, launcher: Launcher | None = None, log: Path | None = None) -> None:
+        self._launcher = launcher or default_launcher(payload, log)
+        self._bench: BenchProcess | None = None
+        self._used = False
+        self._description: Description | None = None
+
+    def describe(self) -> Description:
+        """The machine, the workload and *yours*.
+
+        Raises:
+            AutotuneError: where the workload cannot be run at all.
+        """
+        if self._description is None:
+            kind, value = self._ask("describe", None, DESCRIBE_TIMEOUT_S)
+            if kind == "error":
+                raise value
+            if kind != "ok":
+                failure = value if isinstance(value, Failure) else failure_of_crash(value)
+                raise BaselineError(
+                    "your own settings do not run",
+                    why=failure.message,
+                    fix=failure.hint,
+                    detail=failure.traceback or self._launcher.log_tail(),
+                )
+            assert isinstance(value, Description), "describe answers with a Description"
+            self._description = value
+        return self._description
+
+    def run(self, spec: TrialSpec) -> Measurement | Failure:
+        """Run `spec` in the bench process; only this trial is lost when it takes the process down."""
+        if spec.fresh_process and self._used:
+            self._drop()
+        started = time.monotonic()
+        kind, value = self._ask("run", spec, spec.timeout_s)
+        self._used = True
+        if kind == "error":
+            assert isinstance(value, AutotuneError), "errors are ours"
+            return Failure(kind="user_error", message=value.what, hint=value.fix, traceback=value.detail)
+        outcome = failure_of_crash(value) if kind == "crash" else value
+        assert isinstance(outcome, (Measurement, Failure)), "a trial has one of two outcomes"
+        if isinstance(outcome, Failure):
+            if outcome.kind in _TAINTED or kind == "crash":
+                self._drop()
+            return replace(outcome, wall_s=time.monotonic() - started)
+        return outcome
+
+    def _ask(self, request: str, argument: Any, timeout_s: float) -> tuple[str, Any]:
+        kills = limits.oom_kills()
+        try:
+            if self._bench is None:
+                self._bench = self._launcher.launch()
+                self._used = False
+            bench = self._bench
+            bench.connection.send((request, argument))
+            if not bench.connection.poll(timeout_s):
+                return "lost", self._timed_out(timeout_s)
+            kind, value = bench.connection.recv()
+            return kind, value
+        except (EOFError, OSError):
+            return "lost", self._died(kills)
+        except BaseException:
+            # Ctrl-C and the like: the trial under way must not go on behind the user's back.
+            self._drop()
+            raise
+
+    def _timed_out(self, timeout_s: float) -> Failure:
+        self._drop()
+        return Failure(
+            kind="timeout",
+            message=f"no end after {timeout_s:.0f} s",
+            hint="a loader or a step that hangs: look for locks held while workers are forked",
+        )
+
+    def _died(self, kills_before: int) -> Failure:
+        bench, self._bench = self._bench, None
+        if bench is None:
+            return Failure(kind="process_crash", message="no bench process could be started")
+        status = bench.wait()
+        killed = limits.oom_kills() > kills_before
+        return classify_exit(status, oom_killed=killed, stderr_tail=self._launcher.log_tail())
+
+    def _drop(self) -> None:
+        bench, self._bench = self._bench, None
+        if bench is not None:
+            bench.kill()
+
+    def close(self) -> None:
+        """End every process that was started."""
+        self._drop()
+        self._launcher.close()
+
+    def __enter__(self) -> ProcessRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

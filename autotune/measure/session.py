@@ -1,0 +1,275 @@
+"""A workload brought up in one process, and trials run on it one after the other.
+
+The same code runs in the bench process and, when asked for, in the user's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from autotune.errors import AutotuneError, ModelError, UsageError
+from autotune.facts import MachineFacts
+from autotune.measure import batches, flags, loaders, losses, optimizers, survey, timing
+from autotune.measure.classify import classify
+from autotune.measure.device import DeviceClock, choose_device
+from autotune.measure.feed import Feed, HeldFeed, LoaderFeed
+from autotune.measure.seam import Description
+from autotune.measure.stepkit import StepKit
+from autotune.settings import Settings
+from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
+from autotune.workload import Workload
+
+
+class Session:
+    """A workload that is ready for trials.
+
+    Args:
+        workload: with live objects or factories; everything in it belongs to this session.
+        parts: the loader's parts, None for a loop without one.
+        user_flags: torch's switches as the user has them.
+        machine: a function that reads the facts of this machine; called once.
+
+    Raises:
+        AutotuneError: when the workload cannot run at all.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        parts: loaders.LoaderParts | None,
+        user_flags: flags.UserFlags,
+        machine: Callable[[], MachineFacts],
+    ) -> None:
+        started = time.perf_counter()
+        self.workload = workload
+        self.user_flags = user_flags
+        self.parts = parts
+        self._read_machine = machine
+        if parts is not None:
+            parts.check()
+        self.models = build_models(workload.model)
+        self.device = choose_device(workload.device, list(self.models.values()))
+        self.clock = DeviceClock(self.device)
+        for model in self.models.values():
+            model.to(self.device)
+            model.train()
+        self._check_trainable()
+        self._frozen_optimizer = optimizers.freeze_optimizer(workload.optimizer)
+        self._initial = self._snapshot()
+        self._held: dict[int | None, tuple[Any, int]] = {}
+        self._plan: losses.LossPlan | None = None
+        self._description: Description | None = None
+        self._setup_s = time.perf_counter() - started
+
+    # -- describing ----------------------------------------------------------------------------------
+
+    def describe(self) -> Description:
+        """What this workload is; runs the user's own settings for a few steps.
+
+        Raises:
+            AutotuneError: when they do not run.
+        """
+        if self._description is None:
+            started = time.perf_counter()
+            seen = survey.survey(self)
+            machine = self._read_machine()
+            facts = replace(seen.workload, setup_s=self._setup_s + time.perf_counter() - started)
+            self._description = Description(
+                machine=machine, workload=facts, yours=seen.yours, notes=seen.notes
+            )
+        return self._description
+
+    def held_batch(self, batch_size: int | None) -> tuple[Any, int]:
+        """One batch on the host and its number of samples, fetched once for each batch size.
+
+        Raises:
+            DatasetError: when the dataset raises; the index is named.
+        """
+        if self.parts is None:
+            return None, self.workload.samples_per_step or 1
+        if batch_size not in self._held:
+            self._held[batch_size] = survey.fetch_one(self.parts, batch_size)
+        return self._held[batch_size]
+
+    def loss_plan(self) -> losses.LossPlan | None:
+        """How the loss is had; None where `train_step` does it all."""
+        if self.workload.train_step is not None:
+            return None
+        if self._plan is None:
+            batch, _ = self.held_batch(self._own_batch_size())
+            on_device = batches.to_device(batch, self.device) if batch is not None else None
+            self._plan = losses.plan_loss(
+                self.main_model, on_device, loss=self.workload.loss, step=self.workload.step
+            )
+        return self._plan
+
+    @property
+    def main_model(self) -> nn.Module:
+        """The model, or the first of several."""
+        return next(iter(self.models.values()))
+
+    def make_kit(self, settings: Settings) -> StepKit:
+        """The user's step under `settings`, on the initial weights."""
+        self.restore()
+        plan = self.loss_plan()
+        return StepKit(
+            models=self.models,
+            optimizers_=optimizers.build_optimizers(self._frozen_optimizer, self.models),
+            settings=settings,
+            device=self.device,
+            loss_of=None if plan is None else plan.loss_of,
+            train_step=self.workload.train_step,
+        )
+
+    def _own_batch_size(self) -> int | None:
+        return None if self.parts is None else self.parts.settings.batch_size
+
+    def _check_trainable(self) -> None:
+        if not any(p.requires_grad for model in self.models.values() for p in model.parameters()):
+            raise ModelError(
+                "the model has no trainable parameters",
+                why="no parameter of it has requires_grad",
+                fix="unfreeze what is to be trained",
+            )
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        with torch.no_grad():
+            return [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in self._tensors()]
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [
+            tensor for model in self.models.values() for tensor in (*model.parameters(), *model.buffers())
+        ]
+
+    def restore(self) -> None:
+        """Initial weights and buffers, no gradients: every trial starts from the same place."""
+        with torch.no_grad():
+            for tensor, value in self._initial:
+                tensor.copy_(value)
+        for model in self.models.values():
+            model.zero_grad(set_to_none=True)
+            model.train()
+
+    # -- trials --------------------------------------------------------------------------------------
+
+    def run(self, spec: TrialSpec) -> Measurement | Failure:
+        """One trial. Exceptions of the user's code become a Failure; global state is put back."""
+        started = time.perf_counter()
+        self._feed: Feed | None = None
+        failure: Failure | None = None
+        try:
+            with flags.preserved():
+                flags.apply_flags(spec.settings.compute, self.user_flags, self.device.type)
+                flags.seed_everything(spec.seed)
+                return self._measure(spec, started)
+        except timing.DivergedError as error:
+            failure = Failure(kind="non_finite", message=str(error), hint="try a lower learning rate")
+        except AutotuneError as error:
+            failure = Failure(kind=_kind(error), message=error.what, hint=error.fix, traceback=error.detail)
+        except Exception as error:  # anything the user's code raises is this trial's outcome
+            failure = classify(error, phase=spec.mode)
+        finally:
+            indices = self._close_feed()
+        # Only here, outside of `except`, are the failed frame's tensors free to go.
+        if failure.kind == "user_error" and indices and failure.sample_index is None:
+            failure = replace(failure, sample_index=survey.failing_index(self.parts, indices))
+        if failure.kind not in ("sticky_cuda",):
+            self.restore()
+            self.clock.reset()
+        return replace(failure, wall_s=time.perf_counter() - started)
+
+    def _close_feed(self) -> list[int]:
+        feed, self._feed = self._feed, None
+        if feed is None:
+            return []
+        indices = feed.failing_indices()
+        feed.close()
+        return indices
+
+    def _measure(self, spec: TrialSpec, started: float) -> Measurement:
+        self.clock.reset()
+        if spec.mode == "loader":
+            return self._measure_loader(spec, started)
+        kit = self.make_kit(spec.settings)
+        held, samples = self.held_batch(spec.settings.loader.batch_size)
+        warmup_s, step_s = timing.warm_up(kit.step, held, self.clock)
+        if spec.mode == "full" and self.parts is not None:
+            self._feed = LoaderFeed(self.parts, spec.settings.loader)
+        else:
+            resident = kit.to_device(held) if held is not None else None
+            self._feed = HeldFeed(resident, samples)
+        workers = spec.settings.loader.num_workers if spec.mode == "full" else 0
+        timer = timing.BlockTimer(kit.step, self._feed, self.clock, workers)
+        step_s = timer.discard(spec.window_s) if workers or spec.mode == "full" else step_s
+        blocks, stopped = timing.measure_blocks(timer, spec, step_s)
+        return self._put_together(spec, timer, blocks, stopped, warmup_s, started)
+
+    def _measure_loader(self, spec: TrialSpec, started: float) -> Measurement:
+        if self.parts is None:
+            raise UsageError("a loop without a DataLoader has no loader to measure")
+        self._feed = LoaderFeed(self.parts, spec.settings.loader)
+        timer = timing.BlockTimer(None, self._feed, self.clock, spec.settings.loader.num_workers)
+        step_s = timer.discard(spec.window_s)
+        blocks, stopped = timing.measure_blocks(timer, spec, step_s)
+        return self._put_together(spec, timer, blocks, stopped, 0.0, started)
+
+    def _put_together(
+        self,
+        spec: TrialSpec,
+        timer: timing.BlockTimer,
+        blocks: Any,
+        stopped: Any,
+        warmup_s: float,
+        started: float,
+    ) -> Measurement:
+        assert self._feed is not None, "measured from a feed"
+        startup_s = timing.excess_start_s(self._feed.first_batch_s, blocks)
+        restart_s = startup_s
+        if stopped == "window" and spec.mode != "compute":
+            again_s = self._feed.time_restart()
+            if again_s is not None:
+                restart_s = timing.excess_start_s(again_s, blocks)
+        return timing.measurement(
+            blocks,
+            stopped,
+            timer=timer,
+            clock=self.clock,
+            warmup_s=max(0.0, warmup_s),
+            startup_s=startup_s,
+            restart_s=restart_s,
+            wall_s=time.perf_counter() - started,
+        )
+
+
+def build_models(model: Any) -> dict[str, nn.Module]:
+    """Models by name from a module, a dict of modules or a factory of either.
+
+    Raises:
+        ModelError: for anything else, and when a factory raises.
+    """
+    if isinstance(model, nn.Module):
+        return {"": model}
+    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
+        return {str(name): m for name, m in model.items()}
+    if callable(model):
+        made = model()
+        if isinstance(made, (nn.Module, Mapping)):
+            return build_models(made)
+        raise ModelError("the model function returned no nn.Module", why=f"it returned {type(made).__name__}")
+    raise ModelError(
+        "`model` is not an nn.Module",
+        why=f"it is {type(model).__name__}",
+        fix="pass a module, a dict of modules, or a function without arguments that makes one",
+    )
+
+
+def _kind(error: AutotuneError) -> FailureKind:
+    return "pickle" if error.code == "AT-E12" else "user_error"

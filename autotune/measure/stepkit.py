@@ -1,0 +1,155 @@
+"""The training step with settings applied. The bench measures it; a profile's kit hands out the same one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from autotune.measure import batches, optimizers
+from autotune.measure.losses import LossOf
+from autotune.settings import Precision, Settings
+
+AUTOCAST: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StepKit:
+    """Models, optimizers and scaler, ready for a loop under given settings.
+
+    `kit.step(batch)` is the whole step. A loop of your own uses the pieces: `to_device`, `zero_grad`,
+    `autocast`, `backward`, `optimizer_step`.
+
+    Args:
+        models: by name; a single model has the name "".
+        optimizers_: likewise.
+        settings: what to apply. The models are converted in place.
+        device: where they live already.
+        loss_of: `(model, batch) -> loss`; not needed with `train_step` or a loop of your own.
+        train_step: `(kit, batch) -> loss`: does the whole step itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Mapping[str, nn.Module],
+        optimizers_: Mapping[str, Optimizer],
+        settings: Settings,
+        device: torch.device,
+        loss_of: LossOf | None = None,
+        train_step: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.models = dict(models)
+        self.optimizers = dict(optimizers_)
+        self.settings = settings
+        self.device = device
+        self.scaler: torch.amp.GradScaler | None = None
+        self.autocast_entered = False
+        self._loss_of = loss_of
+        self._train_step = train_step
+        for model in self.models.values():
+            set_memory_format(model, channels_last=settings.compute.channels_last)
+        for optimizer in self.optimizers.values():
+            optimizers.set_fused(optimizer, settings.compute.fused_optimizer)
+        if settings.compute.precision == "float16":
+            self.scaler = torch.amp.GradScaler(device.type)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, or the first of several."""
+        return next(iter(self.models.values()))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer, or the first of several."""
+        return next(iter(self.optimizers.values()))
+
+    def to_device(self, batch: Any) -> Any:
+        """The batch where the model is, in the memory order that the settings ask for."""
+        return batches.to_device(
+            batch,
+            self.device,
+            non_blocking=self.settings.transfer.non_blocking,
+            channels_last=self.settings.compute.channels_last,
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Context for forward and loss: autocast for bfloat16 and float16, nothing otherwise."""
+        self.autocast_entered = True
+        dtype = AUTOCAST.get(self.settings.compute.precision)
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass, through the scaler where there is one."""
+        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+
+    def optimizer_step(
+        self, optimizer: Optimizer | str | None = None, *, clip_grad_norm: float | None = None
+    ) -> None:
+        """One step of an optimizer (by itself or by name; the only one without), with optional clipping.
+
+        With a scaler, a step whose gradients overflowed is skipped, as always with float16.
+        """
+        chosen = self.optimizers[optimizer] if isinstance(optimizer, str) else optimizer or self.optimizer
+        if clip_grad_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(chosen)
+            params = [p for group in chosen.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(params, clip_grad_norm)
+        self._step_one(chosen)
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _step_one(self, optimizer: Optimizer) -> None:
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+
+    def step(self, batch: Any) -> torch.Tensor:
+        """One whole training step on a batch still on the host (or already on the device).
+
+        Returns:
+            The loss, detached, on the device: reading it waits for the device.
+        """
+        batch = self.to_device(batch) if batch is not None else None
+        if self._train_step is not None:
+            loss = self._train_step(self, batch)
+        else:
+            assert self._loss_of is not None, "a kit without a loss has no step of its own"
+            self.zero_grad()
+            with self.autocast():
+                loss = self._loss_of(self.model, batch)
+            self.backward(loss)
+            for optimizer in self.optimizers.values():
+                self._step_one(optimizer)
+            if self.scaler is not None:
+                self.scaler.update()  # once for all: they share the scale that this loss was multiplied with
+        return loss.detach() if isinstance(loss, torch.Tensor) else loss
+
+
+def set_memory_format(model: nn.Module, *, channels_last: bool) -> None:
+    """Put 4-D parameters in NHWC or back in NCHW order, in place; the Parameters stay the same objects.
+
+    One by one, since `model.to(memory_format=...)` raises on a model that also holds 5-D ones.
+    """
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    for parameter in model.parameters():
+        if parameter.dim() == 4 and not parameter.is_contiguous(memory_format=wanted):
+            parameter.data = parameter.data.contiguous(memory_format=wanted)
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether the model's 4-D parameters are already in NHWC order (1x1 kernels are in both)."""
+    four = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
+    return bool(four) and all(p.is_contiguous(memory_format=torch.channels_last) for p in four)

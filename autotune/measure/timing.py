@@ -1,0 +1,184 @@
+"""The timed loop: warm-up on a held batch, a cold queue, then blocks with one synchronisation at each end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from autotune.measure.device import DeviceClock, resident_bytes
+from autotune.measure.feed import Feed
+from autotune.measure.load import LoadMeter
+from autotune.trial import Block, Measurement, Stopped, TrialSpec
+
+Step = Callable[[Any], torch.Tensor | None]
+
+FOREIGN_CPUS_MARK = 0.25
+"""Average CPUs used by others above which a block is marked."""
+_SLOW_WINDOW = 3.0
+"""A window may overrun by this factor to complete its blocks; then two are enough."""
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite while a setting was measured."""
+
+
+def warm_up(step: Step, batch: Any, clock: DeviceClock, *, at_most_s: float = 5.0) -> tuple[float, float]:
+    """Run steps on one held batch until the step time has settled: kernels chosen, memory allocated.
+
+    Returns:
+        Seconds spent, and the seconds of the last step.
+    """
+    started = time.perf_counter()
+    best = last = math.inf
+    for count in range(1, 7):
+        before = time.perf_counter()
+        step(batch)
+        clock.synchronize()
+        last = time.perf_counter() - before
+        settled = last <= 1.15 * best
+        best = min(best, last)
+        if (count >= 2 and settled) or (count >= 2 and time.perf_counter() - started > at_most_s):
+            break
+    return time.perf_counter() - started, last
+
+
+class BlockTimer:
+    """Times blocks of steps of a feed into a step function."""
+
+    def __init__(self, step: Step | None, feed: Feed, clock: DeviceClock, num_workers: int) -> None:
+        self._step = step
+        self._feed = feed
+        self._clock = clock
+        self._workers = max(1, num_workers)
+        self._load = LoadMeter()
+        self.last_loss: float | None = None
+
+    def discard(self, at_most_s: float) -> float:
+        """Steps that fill the pipeline: one for each worker, and all that is in flight if time allows.
+
+        Returns:
+            Seconds of a step, as seen.
+        """
+        wanted = max(self._workers, self._feed.in_flight, 1)
+        started = time.perf_counter()
+        done = 0
+        while done < wanted:
+            for _ in range(self._workers):
+                self._one()
+                done += 1
+            if time.perf_counter() - started > at_most_s:
+                break
+        self._clock.synchronize()
+        return (time.perf_counter() - started) / done
+
+    def block(self, steps: int) -> Block:
+        """A block of so many steps.
+
+        Raises:
+            DivergedError
+        """
+        retries = self._clock.allocator_retries()
+        epochs, restarted = self._feed.epochs, len(self._feed.restarts_s)
+        self._load.start()
+        samples, wait_s, loss = 0, 0.0, None
+        started = time.perf_counter()
+        for _ in range(steps):
+            before = time.perf_counter()
+            batch, count = self._feed.next()
+            wait_s += time.perf_counter() - before
+            samples += count
+            if self._step is not None:
+                loss = self._step(batch)
+        self._clock.synchronize()
+        elapsed_s = time.perf_counter() - started
+        away_s = sum(self._feed.restarts_s[restarted:])
+        self._check(loss)
+        foreign = self._load.stop()
+        return Block(
+            steps=steps,
+            samples=samples,
+            elapsed_s=max(elapsed_s - away_s, 1e-9),
+            wait_s=max(wait_s - away_s, 0.0),
+            foreign_cpus=foreign,
+            marks=_marks(
+                retried=self._clock.allocator_retries() > retries,
+                busy=foreign is not None and foreign > FOREIGN_CPUS_MARK,
+                restarted=self._feed.epochs > epochs,
+            ),
+        )
+
+    def steps_per_block(self, step_s: float, block_s: float) -> int:
+        """Steps that take about `block_s`, a multiple of the workers: they deliver in bursts of that many."""
+        return max(1, math.ceil(block_s / max(step_s, 1e-9) / self._workers)) * self._workers
+
+    def _one(self) -> None:
+        batch, _ = self._feed.next()
+        if self._step is not None:
+            self._step(batch)
+
+    def _check(self, loss: Any) -> None:
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            self.last_loss = float(loss)
+            if not math.isfinite(self.last_loss):
+                raise DivergedError(f"the loss became {self.last_loss}")
+
+
+def _marks(*, retried: bool, busy: bool, restarted: bool) -> tuple[str, ...]:
+    named = {"alloc_retry": retried, "busy_machine": busy, "epoch_edge": restarted}
+    return tuple(name for name, present in named.items() if present)
+
+
+def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[tuple[Block, ...], Stopped]:
+    """Blocks until the window is full, or two show that this is far behind the incumbent."""
+    block_s = spec.window_s / spec.min_blocks
+    steps = timer.steps_per_block(step_s, block_s)
+    least = spec.give_up_below or 0.0
+    blocks: list[Block] = []
+    elapsed_s = 0.0
+    while True:
+        block = timer.block(steps)
+        blocks.append(block)
+        elapsed_s += block.elapsed_s
+        if block.elapsed_s < block_s / 2:  # the first guess of a step's length was too long
+            steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
+        if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
+            return tuple(blocks), "gave_up"
+        if len(blocks) >= spec.min_blocks and elapsed_s >= spec.window_s:
+            return tuple(blocks), "window"
+        if len(blocks) >= 2 and elapsed_s >= _SLOW_WINDOW * spec.window_s:
+            return tuple(blocks), "window"
+
+
+def excess_start_s(first_batch_s: float, blocks: tuple[Block, ...]) -> float:
+    """What a start costs beyond the wait that every steady step has anyway."""
+    mean_wait_s = sum(b.wait_s for b in blocks) / sum(b.steps for b in blocks)
+    return max(0.0, first_batch_s - mean_wait_s)
+
+
+def measurement(
+    blocks: tuple[Block, ...],
+    stopped: Stopped,
+    *,
+    timer: BlockTimer,
+    clock: DeviceClock,
+    warmup_s: float,
+    startup_s: float,
+    restart_s: float,
+    wall_s: float,
+) -> Measurement:
+    """The values of one trial put together."""
+    return Measurement(
+        blocks=blocks,
+        stopped=stopped,
+        warmup_s=warmup_s,
+        startup_s=startup_s,
+        restart_s=restart_s,
+        peak_device_bytes=clock.peak_bytes(),
+        peak_host_bytes=resident_bytes(),
+        last_loss=timer.last_loss,
+        wall_s=wall_s,
+    )
