@@ -1,0 +1,188 @@
+"""What a trial will cost, how long to time it, and what is set aside for the finals. Pure."""
+
+from __future__ import annotations
+
+from autotune.search.knowledge import Knowledge
+from autotune.settings import Settings
+from autotune.trial import Mode, Stage, Trial, TrialSpec
+
+FINAL_PAIRS = 5
+"""Pairs set aside for from the start: with 2.6 % run noise their interval is about 5 % wide to each side."""
+MIN_PAIRS = 4
+"""Pairs without which no win is declared."""
+MAX_PAIRS = 10
+MIN_BLOCKS = 4
+_FRESH_SHARE = 0.5
+"""Fresh processes for the finals may take this part of what is left after *yours* has run."""
+_GIVE_UP = 0.7
+"""A trial that is this far behind the incumbent after two blocks is not measured to the end."""
+_SHORT = 0.5
+"""Partial trials only order the full ones, so they are timed for this part of a window."""
+MARGIN = 1.15
+"""A round of the finals is begun only when this many times its predicted seconds are left."""
+_FINAL_WINDOW = 1.5
+"""Finals are timed for this many windows of the search."""
+_FATAL = ("timeout", "process_crash", "worker_crash", "sticky_cuda", "oom_host")
+
+
+def window_s(budget_s: float, step_s: float) -> float:
+    """Timed seconds of a search trial: 0.6 s of a minute's budget, 2 s of five minutes, 3 s at most.
+
+    Slow steps get a window of eight, as far as a fortieth of the budget allows.
+    """
+    base = min(max(budget_s / 150, 0.6), 3.0)
+    return max(base, min(8 * step_s, budget_s / 40))
+
+
+def min_blocks(window_s: float, step_s: float, workers: int) -> int:
+    """Blocks to record at least: four, or two where a block of one step for each worker is long."""
+    return MIN_BLOCKS if MIN_BLOCKS * max(1, workers) * step_s <= 2 * window_s else 2
+
+
+class Costs:
+    """Costs in wall seconds, learned from the trials so far."""
+
+    def __init__(self, know: Knowledge) -> None:
+        self.know = know
+        facts = know.ctx.space.workload
+        self.setup_s = facts.setup_s
+        self.step_s = know.latest(know.incumbent).step_s if know.full else facts.step_s
+        self.window_s = window_s(know.ctx.budget_s, self.step_s)
+
+    def overhead_s(self, mode: Mode, *, fresh: bool = False) -> float:
+        """What such a trial costs beside its timed blocks: the most of the last eight, at first a guess."""
+        seen = self._overheads(mode, fresh)
+        if seen:
+            return max(seen[-8:])
+        if fresh:
+            return self.setup_s + self.overhead_s(mode)
+        return self.overhead_s("full") if mode != "full" else self.setup_s
+
+    def _overheads(self, mode: Mode, fresh: bool) -> list[float]:
+        trials = [t for t in self.know.history if t.spec.mode == mode and t.spec.fresh_process == fresh]
+        found = [t.measurement.wall_s - t.measurement.elapsed_s for t in trials if t.measurement is not None]
+        # The first one may hold the start of the bench process and a cold page cache.
+        return found[1:] if len(found) > 2 and not fresh else found
+
+    def predicted_s(self, spec: TrialSpec) -> float:
+        """Wall seconds that `spec` is expected to take."""
+        timed = self._timed_s(spec.settings, spec.window_s, spec.min_blocks)
+        return timed + self.overhead_s(spec.mode, fresh=spec.fresh_process) + self._revival_s(spec)
+
+    def _timed_s(self, settings: Settings, window: float, blocks: int) -> float:
+        """Seconds of the blocks: whole ones, so that they run over a window as they did before."""
+        known = self.know.full.get(settings) or self.know.full.get(self.know.yours, [])
+        over = [t.measurement.elapsed_s / t.spec.window_s for t in known if t.measurement is not None]
+        least = blocks * max(1, settings.loader.num_workers) * self.step_s
+        return max(window * max([1.0, *over]), least)
+
+    def _revival_s(self, spec: TrialSpec) -> float:
+        """Seconds to bring the bench process up again after a failure that ended it."""
+        if spec.fresh_process or not self.know.history:
+            return 0.0
+        failure = self.know.history[-1].failure
+        return self.setup_s if failure is not None and failure.kind in _FATAL else 0.0
+
+    def search_spec(self, settings: Settings, stage: Stage, reason: str, mode: Mode = "full") -> TrialSpec:
+        """The spec of a search trial; `fit` gives it its timeout."""
+        window = self.window_s if mode == "full" else self.window_s * _SHORT
+        workers = 0 if mode == "compute" else settings.loader.num_workers
+        races = mode == "full" and stage in ("joint", "sampled")
+        return TrialSpec(
+            settings=settings,
+            stage=stage,
+            mode=mode,
+            reason=reason,
+            window_s=window,
+            min_blocks=min_blocks(window, self.step_s, workers),
+            give_up_below=_GIVE_UP * self.know.latest(self.know.incumbent).samples_per_s if races else None,
+            seed=self.know.ctx.seed,
+        )
+
+    def final_spec(self, settings: Settings, pair: int) -> TrialSpec:
+        """One side of a pair of the finals: a longer window, nothing given up, in a process of its own."""
+        window = _FINAL_WINDOW * self.window_s
+        return TrialSpec(
+            settings=settings,
+            stage="final",
+            reason=f"pair {pair + 1} of the finals",
+            window_s=window,
+            min_blocks=min_blocks(window, self.step_s, settings.loader.num_workers),
+            seed=self.know.ctx.seed,
+            fresh_process=self.fresh_finals,
+            pair=pair,
+        )
+
+    def worth_spec(self, settings: Settings, pair: int, reason: str) -> TrialSpec:
+        """A run of the winner, or of the winner without one setting."""
+        return TrialSpec(
+            settings=settings,
+            stage="worth",
+            reason=reason,
+            window_s=self.window_s,
+            min_blocks=min_blocks(self.window_s, self.step_s, settings.loader.num_workers),
+            seed=self.know.ctx.seed,
+            pair=pair,
+        )
+
+    def _final_s(self, settings: Settings, *, fresh: bool) -> float:
+        """Seconds of one final: fresh processes cost their start."""
+        window = _FINAL_WINDOW * self.window_s
+        blocks = min_blocks(window, self.step_s, settings.loader.num_workers)
+        return self._timed_s(settings, window, blocks) + self.overhead_s("full", fresh=fresh)
+
+    @property
+    def fresh_finals(self) -> bool:
+        """Whether finals run in processes of their own: unless starting those would eat the search's time.
+
+        Judged by what was known when *yours* had run, so that all finals are alike.
+        """
+        first = next((t for t in self.know.history if t.spec.stage == "final"), None)
+        if first is not None:
+            return first.spec.fresh_process
+        return FINAL_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
+
+    @property
+    def _after_baseline_s(self) -> float:
+        """Seconds that this session had left when *yours* had run."""
+        since = self.know.history[self.know.ctx.earlier :]
+        return self.know.ctx.remaining_s + sum(wall_s(t) for t in since if t.spec.stage != "yours")
+
+    def round_s(self, candidates: int = 1) -> float:
+        """Seconds to set aside for one round of the finals: *yours* and each candidate once."""
+        return self._round_s(candidates, fresh=self.fresh_finals)
+
+    def _round_s(self, candidates: int, *, fresh: bool) -> float:
+        theirs = candidates * self._final_s(self.know.incumbent, fresh=fresh)
+        return MARGIN * (self._final_s(self.know.yours, fresh=fresh) + theirs)
+
+    @property
+    def least_s(self) -> float:
+        """Seconds without which nothing can be found: a search trial and the fewest pairs that show a win."""
+        trial = self.predicted_s(self.search_spec(self.know.incumbent, "joint", ""))
+        return trial + MIN_PAIRS * self.round_s()
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds that the search must leave to the finals."""
+        return self.round_s() * (FINAL_PAIRS if self._roomy else MIN_PAIRS)
+
+    @property
+    def _roomy(self) -> bool:
+        trial = self.predicted_s(self.search_spec(self.know.incumbent, "joint", ""))
+        return self._after_baseline_s >= FINAL_PAIRS * self.round_s() + 2 * trial
+
+    def patience_s(self, spec: TrialSpec) -> float:
+        """Seconds after which `spec` counts as hung.
+
+        *Yours* gets more: nothing is known of it yet, and nothing can be done without it.
+        """
+        least_s = 120.0 if spec.stage == "yours" else 20.0
+        return max(least_s, 4 * self.predicted_s(spec) + 10.0)
+
+
+def wall_s(trial: Trial) -> float:
+    """What a trial cost, failed or not."""
+    outcome = trial.measurement or trial.failure
+    assert outcome is not None
+    return outcome.wall_s

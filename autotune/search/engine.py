@@ -1,0 +1,311 @@
+"""The loop: asks the plan, runs what it says, stores what came of it, and sums up. Effects live here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autotune.measure.seam import Description, Runner
+from autotune.outcome import Outcome, Recipe, Verdict
+from autotune.recipe.scaling import scale_recipe
+from autotune.search.cost import Costs
+from autotune.search.faults import baseline_error, short_budget, unmeasured
+from autotune.search.finals import candidates, judged, worths
+from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.listener import Listener
+from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
+from autotune.settings import KnobValue, Settings
+from autotune.space.candidates import Space, build_space
+from autotune.space.knobs import KnobClass
+from autotune.trial import Failure, Trial, TrialSpec
+
+if TYPE_CHECKING:
+    from autotune.search.study import StudyStore
+
+_STAGES = {
+    "yours": "what you run today",
+    "ceiling": "the ceilings: each side of the step alone",
+    "compute": "compute settings, without the loader",
+    "loader": "loader settings, without the model",
+    "joint": "settings together",
+    "sampled": "what the sampler proposes",
+    "final": "finals: the best against yours",
+    "worth": "what each setting is worth",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """How to tune."""
+
+    budget_s: float
+    """Wall seconds for everything, from the first look at the workload to the last trial."""
+    allow: KnobClass = "numerics"
+    """The highest class of knob that may change."""
+    epochs: int | None = None
+    """Epochs the user will train, over which starts are spread; None judges one epoch of a long run."""
+    fixed: Mapping[str, KnobValue] = field(default_factory=dict)
+    """Values that every candidate must have."""
+    seed: int = 0
+    storage: str | None = None
+    """An Optuna storage URL, the path of a journal file, or None to keep the study in memory."""
+    study_name: str = "autotune"
+    resume: bool = False
+    """Continue the newest study of that name."""
+    name: str = ""
+    """What to call the workload in reports."""
+    max_candidates: int = 2
+    """Settings that may meet *yours* in the finals."""
+
+
+def tune(
+    runner: Runner,
+    options: TuneOptions,
+    listener: Listener,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Search within the budget and say what was found.
+
+    A trial that fails costs only itself. An interrupt (Ctrl-C) ends the run and still gives an Outcome, once
+    the workload is described. The runner is left open.
+
+    Args:
+        runner: what runs the trials.
+        options: how to tune.
+        listener: told of each event.
+        clock: seconds, monotonic.
+
+    Raises:
+        AutotuneError: BudgetError when the budget does not hold *yours* and one comparison; BaselineError,
+            DatasetError, NonFiniteLossError or NotPicklableError when *yours* fails; StudyError for a storage
+            that cannot be used; and what the runner's `describe` raises.
+    """
+    started_s = clock()
+    description = runner.describe()
+    session = _Session(runner, options, listener, description, lambda: clock() - started_s)
+    return session.run()
+
+
+class _Session:
+    def __init__(
+        self,
+        runner: Runner,
+        options: TuneOptions,
+        listener: Listener,
+        description: Description,
+        elapsed_s: Callable[[], float],
+    ) -> None:
+        self.runner, self.options, self.listener = runner, options, listener
+        self.description, self.elapsed_s = description, elapsed_s
+        self.space = build_space(
+            description.machine,
+            description.workload,
+            description.yours,
+            allow=options.allow,
+            fixed=options.fixed,
+        )
+        self.store = self._open()
+        self.history = list(self.store.history)
+        self.earlier = len(self.history)
+        self.search_over = ""
+        self.exhausted = False
+        self.stage = ""
+
+    def _open(self) -> StudyStore:
+        from autotune.search.study import open_study
+
+        return open_study(
+            self.options.storage,
+            self.options.study_name,
+            options=self.space.options,
+            identity=_identity(self.space, self.options),
+            seed=self.options.seed,
+            resume=self.options.resume,
+        )
+
+    def run(self) -> Outcome:
+        """The whole run."""
+        if self.context.remaining_s <= 0:
+            raise short_budget(self.options.budget_s, 4 * self.elapsed_s(), self.description.workload.step_s)
+        self.listener.started(self.description, self.space.kept, self.options.budget_s)
+        interrupted = False
+        try:
+            self._loop()
+        except KeyboardInterrupt:
+            interrupted = True
+            self.store.abandon("interrupted")
+        outcome = self._outcome(interrupted)
+        self.listener.finished(outcome)
+        return outcome
+
+    @property
+    def context(self) -> PlanContext:
+        """What the plan may know beside the history, as of now."""
+        return PlanContext(
+            space=self.space,
+            budget_s=self.options.budget_s,
+            remaining_s=self.options.budget_s - self.elapsed_s(),
+            epochs=self.options.epochs,
+            seed=self.options.seed,
+            max_candidates=self.options.max_candidates,
+            search_over=self.search_over,
+            exhausted=self.exhausted,
+            earlier=self.earlier,
+        )
+
+    def _loop(self) -> None:
+        while not isinstance(move := next_move(self.context, self.history), Finish):
+            if isinstance(move, EndSearch):
+                self.search_over = move.reason
+            elif isinstance(move, Sample):
+                self._sample(move)
+            else:
+                self._run(move)
+
+    def _sample(self, move: Sample) -> None:
+        context = self.context
+        drawn = self.store.draw(
+            lambda values: self.space.settings(**values),
+            lambda settings: acceptable(context, self.history, settings),
+        )
+        if drawn is None:
+            self.exhausted = True
+        else:
+            self._run(dataclasses.replace(move, spec=dataclasses.replace(move.spec, settings=drawn)))
+
+    def _run(self, move: Run | Sample) -> None:
+        spec = move.spec
+        if spec.stage != self.stage:
+            self.stage = spec.stage
+            self.listener.stage(_STAGES[spec.stage])
+        number = self.store.start(spec)
+        self.listener.trial_started(number, spec, self.context.remaining_s)
+        before_s = self.elapsed_s()
+        found = self.runner.run(spec)
+        # What it cost the budget; a runner may not see the whole of it, such as the end of a process.
+        found = dataclasses.replace(found, wall_s=max(found.wall_s, self.elapsed_s() - before_s))
+        if not isinstance(found, Failure):
+            self._take(Trial(number=number, spec=spec, measurement=found))
+        elif found.kind == "timeout" and move.capped:
+            self._out_of_time(spec)
+        else:
+            self._take(Trial(number=number, spec=spec, failure=found))
+
+    def _out_of_time(self, spec: TrialSpec) -> None:
+        """The budget cut this trial short: it is no failure of the settings, and tells nothing about them."""
+        self.store.abandon("out of time")
+        if spec.stage == "yours":
+            raise unmeasured(self.options.budget_s, spec.timeout_s)
+
+    def _take(self, trial: Trial) -> None:
+        before = self._know()
+        self.history.append(trial)
+        know = self._know()
+        full = trial.measurement is not None and trial.spec.mode == "full"
+        self.store.finish(trial, know.effective(trial) if full else None)
+        ratio = know.effective(trial) / know.rate(know.yours) if full and know.yours in know.full else None
+        best = bool(know.full) and know.incumbent != know.yours and know.incumbent == trial.settings
+        rises = best and bool(before.full) and before.incumbent != know.incumbent
+        self.listener.trial_finished(trial, ratio, rises, self.context.remaining_s)
+        if trial.spec.stage == "yours":
+            self._check_baseline(trial)
+
+    def _check_baseline(self, trial: Trial) -> None:
+        budget_s = self.options.budget_s
+        if trial.failure is not None:
+            raise baseline_error(trial.failure)
+        assert trial.measurement is not None
+        needed = needed_s(self.context, self.history)
+        if needed > self.context.remaining_s:
+            whole_s = math.ceil(1.1 * (self.elapsed_s() + needed))
+            raise short_budget(budget_s, whole_s, trial.measurement.wall_s)
+
+    def _know(self) -> Knowledge:
+        return Knowledge(self.context, self.history)
+
+    def _outcome(self, interrupted: bool) -> Outcome:
+        know = self._know()
+        cut_short = interrupted and self.stage != "worth"
+        verdict = _incomplete(know) if cut_short else judged(know, Costs(know))
+        reason = f"interrupted {_during(self.stage)}" if interrupted else self.search_over
+        return Outcome(
+            machine=self.space.machine,
+            workload=self.space.workload,
+            name=self.options.name,
+            yours=self.space.yours,
+            verdict=verdict,
+            worth=worths(know, verdict),
+            kept=self.space.kept,
+            trials=tuple(self.history),
+            recipe=_recipe(self.space, verdict.winner),
+            stop_reason=reason,
+            notes=(*self.description.notes, *self._notes()),
+            epochs=self.options.epochs,
+            elapsed_s=self.elapsed_s(),
+            budget_s=self.options.budget_s,
+            study=self.options.storage or "",
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self.options.resume and self.earlier:
+            notes.append(f"resumed the study `{self.store.name}` with {self.earlier} trials")
+        elif self.options.resume:
+            notes.append(f"there was no study `{self.options.study_name}` to resume: started anew")
+        finals = [t for t in self.history if t.spec.stage == "final"]
+        if finals and not finals[0].spec.fresh_process:
+            notes.append("the budget left no time for a new process in each of the finals: they shared one")
+        return tuple(notes)
+
+
+def _incomplete(know: Knowledge) -> Verdict:
+    """The best so far, said to be unconfirmed."""
+    best = candidates(know, Costs(know))[:1] if know.full else ()
+    if best:
+        sentence = "stopped early: the best so far, not confirmed against yours"
+        return Verdict(kind="incomplete", winner=best[0], sentence=sentence)
+    sentence = "stopped early: nothing was seen to be faster than yours"
+    return Verdict(kind="incomplete", winner=know.yours, sentence=sentence)
+
+
+def _during(stage: str) -> str:
+    return {"": "before the first trial", "final": "during the finals", "worth": "after the finals"}.get(
+        stage, "during the search"
+    )
+
+
+def _recipe(space: Space, winner: Settings) -> Recipe | None:
+    chosen, reference = winner.loader.batch_size, space.yours.loader.batch_size
+    if chosen is None or reference is None or chosen == reference:
+        return None
+    return scale_recipe(space.workload, chosen, reference)
+
+
+def _identity(space: Space, options: TuneOptions) -> dict[str, Any]:
+    """What must be equal for earlier trials to count: machine, workload, *yours*, the knobs."""
+    machine, workload = space.machine, space.workload
+    return {
+        "system": machine.system,
+        "cpu": machine.cpu_name,
+        "usable_cpus": machine.usable_cpus,
+        "gpus": [gpu.name for gpu in machine.gpus],
+        "torch": machine.torch_version,
+        "model": workload.model_class,
+        "parameters": workload.parameters,
+        "dataset": workload.dataset_class,
+        "dataset_samples": workload.dataset_samples,
+        "batch_samples": workload.batch_samples,
+        "optimizer": workload.optimizer_class,
+        "device": workload.device,
+        "yours": space.yours.key(),
+        "searched": {option.knob: list(option.values) for option in space.options},
+        "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
+        "epochs": options.epochs,
+        "machine": machine.fingerprint(),
+        "workload": workload.fingerprint(),
+    }

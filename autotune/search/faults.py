@@ -1,0 +1,51 @@
+"""What a failure of *yours* means to the user: the error to raise. Pure."""
+
+from __future__ import annotations
+
+from autotune.errors import (
+    AutotuneError,
+    BaselineError,
+    BudgetError,
+    DatasetError,
+    NonFiniteLossError,
+    NotPicklableError,
+)
+from autotune.trial import Failure
+from autotune.units import format_duration
+
+
+def baseline_error(failure: Failure) -> AutotuneError:
+    """The error for a failure of the user's own settings."""
+    why, fix, detail = failure.message, failure.hint, failure.traceback
+    if failure.kind in ("user_error", "worker_crash") and failure.sample_index is not None:
+        what = f"the dataset fails at index {failure.sample_index}"
+        return DatasetError(what, why=why, fix=fix or "mend or leave out that sample", detail=detail)
+    if failure.kind == "non_finite":
+        what = "the loss is not finite with your own settings"
+        return NonFiniteLossError(
+            what, why=why, fix=fix or "lower the learning rate or check the data", detail=detail
+        )
+    if failure.kind == "pickle":
+        what = "the model or the dataset cannot be sent to another process"
+        fix = fix or "define them at the top level of a module, or run in this process"
+        return NotPicklableError(what, why=why, fix=fix, detail=detail)
+    fix = fix or "make your own training loop run first; autotune compares with it"
+    return BaselineError("your own settings do not run", why=why, fix=fix, detail=detail)
+
+
+def short_budget(budget_s: float, needed_s: float, baseline_s: float) -> BudgetError:
+    """The error for a budget that does not hold the baseline and one comparison."""
+    return BudgetError(
+        f"a budget of {format_duration(budget_s)} is too short",
+        why=f"one run of your own settings takes {format_duration(baseline_s)}, a comparison several",
+        fix=f"give at least {format_duration(needed_s)}",
+    )
+
+
+def unmeasured(budget_s: float, given_s: float) -> BudgetError:
+    """The error for a budget in which *yours* did not come to an end, so that no need can be computed."""
+    return BudgetError(
+        f"a budget of {format_duration(budget_s)} is too short",
+        why=f"your own settings were not measured in the {format_duration(given_s)} that were left for them",
+        fix=f"give at least {format_duration(10 * budget_s)}, or check that your loop does not hang",
+    )

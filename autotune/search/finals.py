@@ -1,0 +1,162 @@
+"""The finals, in which candidates meet *yours* again, and what each setting of the winner is worth. Pure."""
+
+from __future__ import annotations
+
+from autotune.outcome import Verdict, Worth
+from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, Costs
+from autotune.search.knowledge import Knowledge
+from autotune.search.verdict import decided, judge, leave_one_out, ranking, worth_of
+from autotune.settings import Settings
+from autotune.space.rules import simplicity
+from autotune.trial import Trial, TrialSpec
+
+NOTICEABLE = 1.01
+"""The search must have seen a candidate this many times as fast as *yours*."""
+_CLOSE = 0.97
+"""A second candidate must come this near to the first one, or it has no chance in the finals."""
+_WORTH_PAIRS = 3
+_BASELINE_STRIKES = 2
+"""Failures of *yours* in the finals after which nothing can be compared any more."""
+
+
+def finals_of(know: Knowledge) -> tuple[Trial, ...]:
+    """The finals so far."""
+    return tuple(t for t in know.history if t.spec.stage == "final")
+
+
+def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
+    """Who meets *yours* in the finals: the incumbent first, then what came near it, as many as time allows.
+
+    Settings that failed in the finals are out. Empty when nothing was noticeably faster than *yours*.
+    """
+    finals = finals_of(know)
+    failed = {t.settings for t in finals if t.failure is not None}
+    trials = [t for runs in know.full.values() for t in runs]
+    ranked = [settings for settings, _ in ranking(trials, know.samples, know.ctx.epochs)]
+    order = [
+        s
+        for s in dict.fromkeys([know.incumbent, *ranked])
+        if s not in failed
+        and s != know.yours
+        and not know.gave_up(s)
+        and know.rate(s) > NOTICEABLE * know.rate(know.yours)
+    ]
+    time_s = know.ctx.remaining_s + sum(t.measurement.wall_s for t in finals if t.measurement is not None)
+    chosen = order[:1]
+    for settings in order[1 : know.ctx.max_candidates]:
+        fits = FINAL_PAIRS * costs.round_s(len(chosen) + 1) <= time_s
+        if fits and know.rate(settings) >= _CLOSE * know.rate(order[0]):
+            chosen.append(settings)
+    return tuple(chosen)
+
+
+def next_final(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The next run of the finals; None when decided, complete, out of time, or with nobody to meet."""
+    chosen = candidates(know, costs)
+    finals = finals_of(know)
+    strikes = sum(t.failure is not None for t in finals if t.settings == know.yours)
+    if not chosen or strikes >= _BASELINE_STRIKES:
+        return None
+    pair = max((t.spec.pair or 0 for t in finals), default=0)
+    waiting = _waiting(know, chosen, pair)
+    if not waiting:
+        pair += 1
+        if pair == MAX_PAIRS or _enough(know, chosen):
+            return None
+        waiting = _waiting(know, chosen, pair)
+    specs = [costs.final_spec(s, pair) for s in waiting]
+    whole = len(waiting) == 1 + len(chosen)
+    needed_s = (MARGIN if whole else 1.0) * sum(costs.predicted_s(spec) for spec in specs)
+    return specs[0] if needed_s <= know.ctx.remaining_s else None
+
+
+def _waiting(know: Knowledge, chosen: tuple[Settings, ...], pair: int) -> list[Settings]:
+    """Who has still to run in this pair, in the order in which they do: every other pair goes backwards."""
+    sides = (know.yours, *chosen)
+    ran = {t.settings for t in finals_of(know) if t.spec.pair == pair}
+    return [s for s in (sides if pair % 2 == 0 else sides[::-1]) if s not in ran]
+
+
+def _enough(know: Knowledge, chosen: tuple[Settings, ...]) -> bool:
+    return decided(know.yours, chosen, finals_of(know), samples=know.samples, epochs=know.ctx.epochs)
+
+
+def judged(know: Knowledge, costs: Costs) -> Verdict:
+    """The verdict on the finals so far; *yours* is kept when nothing met it."""
+    met = {t.settings: None for t in finals_of(know) if t.settings != know.yours}
+    if met:
+        return judge(
+            know.yours,
+            tuple(met),
+            finals_of(know),
+            samples=know.samples,
+            epochs=know.ctx.epochs,
+            simpler=simplicity,
+        )
+    others = sum(1 for s in know.full if s != know.yours)
+    if others and candidates(know, costs):
+        sentence = "yours stays: no time was left to confirm what looked faster"
+        return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
+    tried = {t.settings for t in know.history if t.spec.mode == "full"} - {know.yours}
+    sentence = (
+        f"yours stays: none of {len(tried)} other settings was more than 1 % faster"
+        if tried
+        else "yours stays: there was nothing else to try"
+    )
+    return Verdict(kind="kept", winner=know.yours, sentence=sentence)
+
+
+def without_each(know: Knowledge, winner: Settings) -> tuple[tuple[str, Settings], ...]:
+    """The winner with one changed knob set back to *yours*, for each knob, where that is legal to run."""
+    space = know.ctx.space
+    found = leave_one_out(winner, know.yours, space.canonical)
+    return tuple((knob, settings) for knob, settings in found if space.legal(settings))
+
+
+def next_worth(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The next run that shows what a setting of the winner brings; None when all is known or time is over."""
+    verdict = judged(know, costs)
+    if verdict.kind != "faster":
+        return None
+    winner = verdict.winner
+    runs = [winner, *dict.fromkeys(settings for _, settings in without_each(know, winner))]
+    worth = [t for t in know.history if t.spec.stage == "worth"]
+    broken = {t.settings for t in worth if t.failure is not None}
+    if len(runs) == 1 or winner in broken:
+        return None
+    for pair in range(_WORTH_PAIRS):
+        ran = {t.settings for t in worth if t.spec.pair == pair}
+        order = runs if pair % 2 == 0 else runs[::-1]
+        waiting = [s for s in order if s not in ran and s not in broken]
+        if not waiting:
+            continue
+        specs = [costs.worth_spec(s, pair, _left_out(winner, s)) for s in waiting]
+        fits = MARGIN * sum(costs.predicted_s(spec) for spec in specs) <= know.ctx.remaining_s
+        return specs[0] if fits else None
+    return None
+
+
+def _left_out(winner: Settings, settings: Settings) -> str:
+    changed = settings.changed_from(winner)
+    return f"the winner without its {next(iter(changed))}" if changed else "the winner"
+
+
+def worths(know: Knowledge, verdict: Verdict) -> tuple[Worth, ...]:
+    """What each changed setting of the winner brings, as far as it was measured.
+
+    Knobs that cannot be set back alone have no entry, such as the prefetch factor that came with the first
+    worker.
+    """
+    if verdict.kind != "faster":
+        return ()
+    winner, yours = verdict.winner, know.yours
+    changed = winner.changed_from(yours)
+    if len(changed) == 1:
+        ((knob, value),) = changed.items()
+        return (Worth(knob=knob, yours=yours.flat()[knob], best=value, ratio=verdict.ratio),)
+    return tuple(
+        worth_of(
+            knob, winner, without, know.history, yours=yours, samples=know.samples, epochs=know.ctx.epochs
+        )
+        for knob, without in without_each(know, winner)
+    )

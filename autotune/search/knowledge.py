@@ -1,0 +1,186 @@
+"""What a history of trials says: pooled rates, bounds, the incumbent, the race that is open. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from autotune.settings import ComputeSettings, LoaderSettings, Settings
+from autotune.space.candidates import Space
+from autotune.space.rules import simplicity
+from autotune.trial import Measurement, Trial
+
+MIN_GAIN = 0.005
+"""A lead under this (log ratio) is no gain: it is smaller than what a machine drifts in a minute."""
+TIE = 0.002
+"""Simpler settings take over when they are at most this much behind."""
+MAX_REPEATS = 3
+"""Measurements of one settings during the search; more say little that the finals do not say better."""
+PRIOR_NOISE = 0.015
+"""Run-to-run spread (log) assumed before anything was repeated, worth `PRIOR_RUNS` repeats."""
+PRIOR_RUNS = 3
+RACE_AHEAD = 1.3
+"""A lead of fewer standard errors above `MIN_GAIN` is measured again before it is believed."""
+RACE_BEHIND = 0.7
+"""The same below; less, because most moves bring nothing, and measuring that again finds nothing."""
+RACE_LEAD = 0.06
+"""A lead beyond this is not measured again, however few the runs."""
+
+_SEARCH = ("yours", "joint", "sampled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanContext:
+    """All that a decision may depend on beside the history."""
+
+    space: Space
+    budget_s: float
+    remaining_s: float
+    """Wall seconds of the budget that are left."""
+    epochs: int | None = None
+    """Epochs the user will train; None judges one epoch of a long run."""
+    seed: int = 0
+    max_candidates: int = 2
+    """Settings that may meet *yours* in the finals."""
+    search_over: str = ""
+    """Why the search ended; empty while it goes on."""
+    exhausted: bool = False
+    """Whether the sampler had nothing new to propose."""
+    earlier: int = 0
+    """How many trials at the head of the history come from an earlier session, outside of this budget."""
+
+
+class Knowledge:
+    """A history, looked up in the ways that the plan needs. Finals and worth trials tell it of costs only."""
+
+    def __init__(self, ctx: PlanContext, history: Sequence[Trial]) -> None:
+        self.ctx = ctx
+        self.yours = ctx.space.yours
+        self.history = tuple(history)
+        self.samples = ctx.space.workload.dataset_samples
+        self.failures = tuple(t for t in history if t.failure is not None)
+        self.full: dict[Settings, list[Trial]] = {}
+        """Search trials that measured the real step, by settings, in the order of their first run."""
+        self.loader_rates: dict[LoaderSettings, float] = {}
+        """Batches alone, samples/s: no full trial with this loader can be faster."""
+        self.compute_rates: dict[tuple[ComputeSettings, int | None], float] = {}
+        """The step alone, samples/s, by compute settings and batch size: a bound in the same way."""
+        for trial in history:
+            self._take(trial)
+        self.noise = self._noise()
+
+    def _take(self, trial: Trial) -> None:
+        if trial.measurement is None:
+            return
+        rate = trial.measurement.samples_per_s
+        loader, compute = trial.settings.loader, trial.settings.compute
+        if trial.spec.mode == "loader":
+            self.loader_rates[loader] = max(rate, self.loader_rates.get(loader, 0.0))
+        elif trial.spec.mode == "compute":
+            key = (compute, loader.batch_size)
+            self.compute_rates[key] = max(rate, self.compute_rates.get(key, 0.0))
+        elif trial.spec.stage in _SEARCH:
+            self.full.setdefault(trial.settings, []).append(trial)
+
+    def _noise(self) -> float:
+        squares, freedom = PRIOR_RUNS * PRIOR_NOISE**2, PRIOR_RUNS
+        for settings in self.full:
+            logs = self._logs(settings)
+            mean = sum(logs) / len(logs)
+            squares += sum((x - mean) ** 2 for x in logs)
+            freedom += len(logs) - 1
+        return math.sqrt(squares / freedom)
+
+    def _logs(self, settings: Settings) -> list[float]:
+        return [math.log(self.effective(trial)) for trial in self.full[settings]]
+
+    def effective(self, trial: Trial) -> float:
+        """The objective: samples/s over the user's run, starts included. The trial must have measured."""
+        assert trial.measurement is not None
+        return trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
+
+    def rate(self, settings: Settings) -> float:
+        """Effective samples/s of measured settings, the geometric mean over repeats."""
+        logs = self._logs(settings)
+        return math.exp(sum(logs) / len(logs))
+
+    def latest(self, settings: Settings) -> Measurement:
+        """The last search measurement of these settings' real step."""
+        measurement = self.full[settings][-1].measurement
+        assert measurement is not None
+        return measurement
+
+    def lead(self, challenger: Settings, incumbent: Settings) -> tuple[float, float]:
+        """Log ratio of the challenger over the incumbent, and its standard error."""
+        runs = [len(self.full[s]) for s in (challenger, incumbent)]
+        return (
+            math.log(self.rate(challenger) / self.rate(incumbent)),
+            self.noise * math.sqrt(sum(1 / n for n in runs)),
+        )
+
+    def gave_up(self, settings: Settings) -> bool:
+        """Whether no run of these settings was measured to the end."""
+        return all(
+            t.measurement is not None and t.measurement.stopped == "gave_up" for t in self.full[settings]
+        )
+
+    def _climb(self, order: Sequence[Settings]) -> Settings:
+        incumbent = order[0]
+        for challenger in order[1:]:
+            if self.gave_up(challenger):
+                continue
+            lead, error = self.lead(challenger, incumbent)
+            simpler = simplicity(challenger) < simplicity(incumbent)
+            if lead > max(MIN_GAIN, error) or (simpler and lead > -TIE):
+                incumbent = challenger
+        return incumbent
+
+    @cached_property
+    def incumbent(self) -> Settings:
+        """The settings to beat: *yours*, or what beat it beyond noise, or ties with it and is simpler."""
+        return self._climb(list(self.full))
+
+    @cached_property
+    def race(self) -> Settings | None:
+        """What to measure again because the newest settings are too close to the incumbent to tell."""
+        order = list(self.full)
+        if len(order) < 2 or self.gave_up(order[-1]):
+            return None
+        challenger, incumbent = order[-1], self._climb(order[:-1])
+        lead, error = self.lead(challenger, incumbent)
+        too_far = (MIN_GAIN - RACE_BEHIND * error, min(MIN_GAIN + RACE_AHEAD * error, RACE_LEAD))
+        if not too_far[0] < lead < too_far[1]:
+            return None
+        # A challenger that ran twice and is still not ahead has had its chance.
+        if lead < 0 and len(self.full[challenger]) >= 2:
+            return None
+        last = next(t.settings for t in reversed(self.history) if t.settings in (challenger, incumbent))
+        pair = (incumbent, challenger) if last == challenger else (challenger, incumbent)
+        return next((s for s in pair if len(self.full[s]) < MAX_REPEATS), None)
+
+    @property
+    def sampled_in_vain(self) -> int:
+        """How many different sampled settings came after the incumbent's first run."""
+        since = next((i for i, t in enumerate(self.history) if t.settings == self.incumbent), 0)
+        return len({t.settings for t in self.history[since + 1 :] if t.spec.stage == "sampled"})
+
+    def bound(self, settings: Settings) -> float:
+        """Samples/s that these settings cannot pass, from what their sides did alone; else infinite."""
+        return min(
+            self.loader_rates.get(settings.loader, math.inf),
+            self.compute_rates.get((settings.compute, settings.loader.batch_size), math.inf),
+        )
+
+    def partial(self, mode: Literal["loader", "compute"], settings: Settings) -> float | None:
+        """Samples/s of one side of `settings` alone: 0 when it failed, None when it was not tried."""
+        known = (
+            self.loader_rates.get(settings.loader)
+            if mode == "loader"
+            else self.compute_rates.get((settings.compute, settings.loader.batch_size))
+        )
+        if known is None and any(t.settings == settings and t.spec.mode == mode for t in self.failures):
+            return 0.0
+        return known

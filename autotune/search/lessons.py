@@ -1,0 +1,80 @@
+"""What failures teach: which settings would fail again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.settings import GROUPS, KnobValue, Settings
+from autotune.trial import Trial
+
+_QUEUE_FAILURES = ("shm", "oom_host", "file_descriptors")
+_HALF_WIDTH = ("bfloat16", "float16")
+
+
+def would_fail(settings: Settings, history: Sequence[Trial]) -> bool:
+    """Whether `settings` repeat a failure, need at least as much as one, or hold a value that never works."""
+    if any(_repeats(settings, t) for t in history if t.failure is not None):
+        return True
+    flat = settings.flat()
+    return any(flat[knob] == value for knob, value in dropped(history))
+
+
+def dropped(history: Sequence[Trial]) -> tuple[tuple[str, KnobValue], ...]:
+    """Knob values that failed in two different settings and never once ran."""
+    ran: set[tuple[str, KnobValue]] = set()
+    failed: dict[tuple[str, KnobValue], set[Settings]] = {}
+    for trial in history:
+        pairs = _exercised(trial)
+        if trial.failure is None:
+            ran |= pairs
+        else:
+            for pair in pairs:
+                failed.setdefault(pair, set()).add(trial.settings)
+    found = [pair for pair, settings in failed.items() if len(settings) >= 2 and pair not in ran]
+    return tuple(sorted(found, key=str))
+
+
+def _exercised(trial: Trial) -> set[tuple[str, KnobValue]]:
+    """The knob values that a trial put to the test: a partial trial does not use the other side."""
+    idle = {"full": (), "loader": GROUPS["compute"] + GROUPS["transfer"], "compute": GROUPS["loader"]}
+    unused = idle[trial.spec.mode]
+    return {(knob, value) for knob, value in trial.settings.flat().items() if knob not in unused}
+
+
+def _repeats(settings: Settings, trial: Trial) -> bool:
+    assert trial.failure is not None
+    theirs, kind, mode = trial.settings, trial.failure.kind, trial.spec.mode
+    if kind == "oom_device":
+        return _device_need(settings, theirs)
+    if kind in _QUEUE_FAILURES and theirs.loader.num_workers:
+        return _queue_need(settings, theirs)
+    same_loader, same_compute = settings.loader == theirs.loader, settings.compute == theirs.compute
+    if kind == "timeout":
+        slower = mode == "compute" or _queue_need(settings, theirs)
+        return slower and (mode == "loader" or same_compute) and _batch(settings) >= _batch(theirs)
+    if mode == "loader":
+        return same_loader
+    if mode == "compute":
+        return same_compute and _batch(settings) == _batch(theirs)
+    return settings == theirs
+
+
+def _queue_need(settings: Settings, theirs: Settings) -> bool:
+    """Whether as many workers keep as many batches of at least that size in flight."""
+    mine, other = settings.loader, theirs.loader
+    return (
+        mine.num_workers >= other.num_workers
+        and (mine.prefetch_factor or 0) >= (other.prefetch_factor or 0)
+        and _batch(settings) >= _batch(theirs)
+    )
+
+
+def _device_need(settings: Settings, theirs: Settings) -> bool:
+    """Whether as large a batch is held in numbers as wide, with as much workspace for the kernel search."""
+    narrower = settings.compute.precision in _HALF_WIDTH and theirs.compute.precision not in _HALF_WIDTH
+    less_workspace = theirs.compute.cudnn_benchmark and not settings.compute.cudnn_benchmark
+    return _batch(settings) >= _batch(theirs) and not narrower and not less_workspace
+
+
+def _batch(settings: Settings) -> int:
+    return settings.loader.batch_size or 0

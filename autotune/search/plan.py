@@ -1,0 +1,231 @@
+"""What to try next and when to stop: a pure function of the space, the history and the time left.
+
+    yours -> two ceilings -> bundle -> partial trials -> their best parts together -> moves of one knob from
+    the incumbent, on the side that the bottleneck names -> the sampler -> finals -> worth
+
+Every decision can be replayed: the same history and times give the same moves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autotune.search.cost import Costs
+from autotune.search.finals import next_final, next_worth
+from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.lessons import would_fail
+from autotune.search.parts import describe_change, next_part, predicted
+from autotune.settings import Settings
+from autotune.space.candidates import bundle, neighbours
+from autotune.space.knobs import MoveGroup, knob
+from autotune.trial import Mode, Trial, TrialSpec
+
+NEAR_CEILING = 0.97
+"""A rate this near to what one side does alone leaves the other side nothing to win beyond noise."""
+LOADER_IDLE = 0.02
+"""Less waiting than this part of a step, and no loader or transfer move is worth its time."""
+LOADER_BOUND = 0.10
+"""More waiting than this, and no compute move shows."""
+IN_VAIN = 6
+"""Sampled settings without a gain after which the sampler is stopped."""
+
+_CEILINGS: tuple[tuple[Mode, str], ...] = (
+    ("loader", "what the loader alone delivers"),
+    ("compute", "what the step alone takes"),
+)
+_LOADER_FIRST: tuple[MoveGroup, ...] = ("loader", "transfer", "recipe", "compute")
+_COMPUTE_FIRST: tuple[MoveGroup, ...] = ("compute", "recipe", "transfer", "loader")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Run this next."""
+
+    spec: TrialSpec
+    capped: bool = False
+    """Whether the budget sets the timeout: reaching it then says nothing about the settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Ask the sampler for settings that are `acceptable`, and run them by this spec."""
+
+    spec: TrialSpec
+    capped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndSearch:
+    """Go on to the finals: `reason` becomes `PlanContext.search_over`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Nothing is left to do."""
+
+
+Move = Run | Sample | EndSearch | Finish
+
+
+def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
+    """The next move of a run. *Yours* is asked for until a trial of it measured."""
+    know = Knowledge(ctx, history)
+    costs = Costs(know)
+    if know.yours not in know.full:
+        return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
+    if not ctx.search_over:
+        return _search(know, costs)
+    spec = next_final(know, costs) or next_worth(know, costs)
+    if spec is None:
+        return Finish()
+    return _timed(costs, Run(spec=spec), ctx.remaining_s)
+
+
+def needed_s(ctx: PlanContext, history: Sequence[Trial]) -> float:
+    """Seconds still needed, once *yours* has run, to find anything at all; 0 with nothing to search."""
+    know = Knowledge(ctx, history)
+    return Costs(know).least_s if _searchable(ctx) else 0.0
+
+
+def _searchable(ctx: PlanContext) -> bool:
+    return bool(ctx.space.options) or ctx.space.start != ctx.space.yours
+
+
+def acceptable(ctx: PlanContext, history: Sequence[Trial], settings: Settings) -> bool:
+    """Whether `settings` are worth a full trial: legal, new, not bound to fail and not bound to lose."""
+    return _worth_trying(Knowledge(ctx, history), settings)
+
+
+def _yours(costs: Costs) -> TrialSpec:
+    know = costs.know
+    return TrialSpec(
+        settings=know.yours,
+        stage="yours",
+        reason="what you run today",
+        window_s=costs.window_s,
+        seed=know.ctx.seed,
+    )
+
+
+def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
+    """The move with its timeout, within the seconds that it may use."""
+    patience_s = costs.patience_s(move.spec)
+    spec = dataclasses.replace(move.spec, timeout_s=min(patience_s, room_s))
+    return dataclasses.replace(move, spec=spec, capped=room_s < patience_s)
+
+
+def _search(know: Knowledge, costs: Costs) -> Move:
+    if not _searchable(know.ctx):
+        return EndSearch(reason="there was nothing to search")
+    room_s = know.ctx.remaining_s - costs.reserve_s
+    move = _wanted(know, costs, room_s)
+    if isinstance(move, EndSearch):
+        return move
+    if costs.predicted_s(move.spec) > room_s:
+        return EndSearch(reason="the time for the search was used up")
+    return _timed(costs, move, room_s)
+
+
+def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
+    spec = _ceiling(know, costs) or _race(know, costs) or _advice(know, costs)
+    if spec is not None:
+        return Run(spec=spec)
+    groups = _open_groups(know)
+    if not groups:
+        return EndSearch(reason="the ceilings leave nothing to gain")
+    spec = next_part(know, costs, room_s, groups) or _joint(know, costs, groups)
+    if spec is not None:
+        return Run(spec=spec)
+    if know.sampled_in_vain >= IN_VAIN:
+        return EndSearch(reason=f"no gain in {IN_VAIN} sampled settings after a full round of moves")
+    if know.ctx.exhausted:
+        return EndSearch(reason="nothing new was left to try")
+    return Sample(spec=costs.search_spec(know.incumbent, "sampled", "proposed by the sampler"))
+
+
+def _ceiling(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """What each side of *yours* does alone: without a loader there is one side only."""
+    if not know.ctx.space.workload.has_loader:
+        return None
+    for mode, reason in _CEILINGS:
+        if not any(t.spec.stage == "ceiling" and t.spec.mode == mode for t in know.history):
+            return costs.search_spec(know.yours, "ceiling", reason, mode)
+    return None
+
+
+def _race(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    if know.race is None:
+        return None
+    return costs.search_spec(know.race, "joint", "too close to tell, measured again")
+
+
+def _advice(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    space = know.ctx.space
+    first = (
+        (space.start, "yours with what you fixed"),
+        (bundle(space), "the usual advice for such a machine"),
+    )
+    for settings, reason in first:
+        if _worth_trying(know, settings):
+            return costs.search_spec(settings, "joint", reason)
+    return None
+
+
+def _joint(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
+    """The best parts together, then a move from the incumbent."""
+    for settings in predicted(know):
+        if _worth_trying(know, settings):
+            return costs.search_spec(settings, "joint", "the best parts together")
+    for settings in _moves(know, groups):
+        return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
+    return None
+
+
+def _moves(know: Knowledge, groups: Sequence[MoveGroup]) -> Iterator[Settings]:
+    """Moves of one knob from the incumbent: values never tried first, then in the bottleneck's order."""
+    seen = {(name, value) for s in know.full for name, value in s.flat().items()}
+    found = [
+        (name, settings)
+        for group in groups
+        for name, settings in neighbours(know.ctx.space, know.incumbent, group)
+        if _worth_trying(know, settings)
+    ]
+    for old in (False, True):
+        for _, settings in found:
+            changed = settings.changed_from(know.incumbent).items()
+            if all(pair in seen for pair in changed) == old:
+                yield settings
+
+
+def _open_groups(know: Knowledge) -> list[MoveGroup]:
+    """The groups of knobs in which a gain is possible, the bottleneck's own first."""
+    searched = {knob(option.knob).group for option in know.ctx.space.options}
+    incumbent, latest = know.incumbent, know.latest(know.incumbent)
+    waits = latest.wait_share >= LOADER_BOUND
+    order = _LOADER_FIRST if waits else _COMPUTE_FIRST
+    compute = know.compute_rates.get((incumbent.compute, incumbent.loader.batch_size))
+    loader = know.loader_rates.get(incumbent.loader)
+    closed: set[MoveGroup] = set()
+    at_compute = compute is not None and latest.samples_per_s >= NEAR_CEILING * compute
+    at_loader = loader is not None and latest.samples_per_s >= NEAR_CEILING * loader
+    # Where both sides are equally near, only a change on both can win: neither is closed.
+    if at_compute != at_loader:
+        closed |= {"loader" if at_compute else "compute", "transfer"}
+    if know.ctx.space.workload.accelerated:
+        # On a CPU the workers take time from the step, so waiting alone says little there.
+        closed |= {"compute"} if waits else set()
+        closed |= {"loader"} if latest.wait_share < LOADER_IDLE else set()
+    return [group for group in order if group in searched and group not in closed]
+
+
+def _worth_trying(know: Knowledge, settings: Settings) -> bool:
+    return (
+        settings not in know.full
+        and know.ctx.space.legal(settings)
+        and not would_fail(settings, know.history)
+        and know.bound(settings) * (2 - NEAR_CEILING) >= know.rate(know.incumbent)
+    )
