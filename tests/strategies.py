@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import hypothesis
 from hypothesis import strategies as st
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
 from autotune.settings import ComputeSettings, LoaderSettings, Settings, TransferSettings
 from autotune.space.rules import canonical
+
+# How long an example takes says more about who else is on the machine than about the code.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared")
 
 MIB = 1 << 20
 GIB = 1 << 30
