@@ -34,7 +34,10 @@ class Verdict:
     kind: VerdictKind
     winner: Settings
     ratio: Interval | None = None
-    """Effective samples/s of the winner over *yours*, from the finals alone; None without finals."""
+    """Effective samples/s of the winner over *yours*, from the finals alone; None without finals.
+
+    Where *yours* stays it is that of the best candidate over *yours*, to show what was compared.
+    """
     pairs: int = 0
     sentence: str = ""
 
@@ -61,7 +64,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How learning goes with the chosen batch size. Lengths are in samples, so that no batch size changes them."""
+    """How learning goes with the chosen batch size. Lengths are in samples: no batch size changes them."""
 
     batch_size: int
     reference_batch_size: int
