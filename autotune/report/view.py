@@ -75,7 +75,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
             verdict.sentence,
             len(outcome.trials),
             changed=changed,
-            compared=verdict.ratio is not None or not failed,
+            compared=verdict.ratio is not None,
         ),
         good=verdict.kind in ("faster", "kept"),
         best_label=_best_label(verdict.kind, changed=changed, shown=shown),
@@ -125,7 +125,7 @@ def view_of_profile(profile: schema.Profile) -> View:
             measured.sentence,
             measured.trials,
             changed=changed,
-            compared=measured.ratio is not None or not failed,
+            compared=measured.ratio is not None,
         ),
         good=measured.verdict in ("faster", "kept"),
         best_label=_best_label(measured.verdict, changed=changed, shown=None),
@@ -200,7 +200,7 @@ def _head(version: str, name: str, machine: str, yours: Side | None) -> tuple[st
 
 
 def _headline(kind: VerdictKind, sentence: str, count: int, *, changed: bool, compared: bool) -> str:
-    """One or two sentences; `compared` is False where others were faster but did not last the finals."""
+    """One or two sentences; without a comparison in the finals nothing is claimed about the best."""
     trials = count_text(count, "trial")
     kept = "are already within noise of the best" if compared else "stay"
     so_far = "the best so far, not confirmed" if changed else "cut short before anything beat your settings"

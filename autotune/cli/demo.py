@@ -1,0 +1,40 @@
+"""`autotune demo`: tune a small example that needs no download."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from autotune.cli import running
+from autotune.cli.options import BUDGET, talk_options
+from autotune.cli.streams import say, write_answer
+from autotune.workload import Workload
+
+
+@click.command()
+@click.option(
+    "--budget", type=BUDGET, default="60s", show_default=True, help="Wall-clock time for everything."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@talk_options
+def demo(talk: running.Talk, budget: float, seed: int, as_json: bool) -> int:
+    """Tune a ResNet-18 on photos that are drawn at start, and show the report.
+
+    Nothing is downloaded and no profile is saved.
+    """
+    finished = running.find(_workload, talk, budget=budget, seed=seed)
+    outcome = finished.result.outcome
+    if as_json:
+        write_answer(running.as_json(outcome))
+    else:
+        if not talk.quiet:
+            say("")
+        running.report(outcome, sys.stdout, color=talk.color)
+    return running.exit_code(finished)
+
+
+def _workload() -> Workload:
+    from autotune.demo import make
+
+    return make()

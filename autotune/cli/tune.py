@@ -1,0 +1,153 @@
+"""`autotune tune`: measure a workload, write the profile."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autotune.cli import running
+from autotune.cli.load import Target, load_target, parse_target
+from autotune.cli.options import BUDGET, fixed_knobs, talk_options
+from autotune.cli.streams import say, write_answer
+from autotune.errors import EnvironmentFault, UsageError
+from autotune.settings import KnobValue
+from autotune.workload import Workload
+
+if TYPE_CHECKING:
+    from autotune.result import Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneArgs:
+    """What stood on the command line."""
+
+    target: str
+    budget: float
+    allow: str
+    epochs: int | None
+    fixed: dict[str, KnobValue]
+    device: str | None
+    batch_size: int | None
+    storage: str | None
+    resume: bool
+    seed: int
+    runner: str
+    output: Path | None
+    as_json: bool
+    strict: bool
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--budget", type=BUDGET, default="5m", show_default=True, help="Wall-clock time for everything."
+)
+@click.option(
+    "--allow",
+    type=click.Choice(["exact", "numerics", "recipe"]),
+    default="numerics",
+    show_default=True,
+    help="The highest class of settings that may change: exact keeps every number, numerics changes"
+    " rounding, recipe changes learning.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), help="How long you will train: start-up costs are spread over it."
+)
+@click.option(
+    "--set",
+    "fixed",
+    multiple=True,
+    callback=fixed_knobs,
+    metavar="KNOB=VALUE",
+    help="Keep a setting at a value, such as num_workers=4. Repeatable.",
+)
+@click.option("--device", help="Where to train, such as cpu or cuda:1.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch of yours.")
+@click.option("--storage", metavar="URL|PATH", help="Where the Optuna study is kept.")
+@click.option("--resume", is_flag=True, help="Go on with the study of an earlier run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "in-process"]),
+    default="process",
+    show_default=True,
+    help="Where to measure. A process of its own survives crashes and hangs.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the profile to this file, instead of to stdout and to the saved profiles.",
+)
+@click.option("--strict", is_flag=True, help="End with exit code 4 where the result is not sure.")
+@talk_options
+def tune(talk: running.Talk, **options: Any) -> int:
+    """Find the settings that train TARGET fastest, and write them as YAML to stdout.
+
+    TARGET is file.py:function or package.module:function. The function takes nothing and returns an
+    autotune.Workload or a (model, dataset) pair.
+    """
+    args = TuneArgs(**options)
+    _check_output(args.output)
+    target = parse_target(args.target)
+    finished = running.find(
+        lambda: _workload(target, args),
+        talk,
+        allow=args.allow,
+        budget=args.budget,
+        epochs=args.epochs,
+        fixed=args.fixed,
+        storage=args.storage,
+        resume=args.resume,
+        seed=args.seed,
+        runner=args.runner.replace("-", "_"),
+    )
+    saved = _save(finished.result, args.output)
+    outcome = finished.result.outcome
+    if not talk.quiet:
+        say("")
+        running.report(outcome, sys.stderr, color=talk.color, saved=saved)
+    _answer(finished.result, args, saved)
+    return running.exit_code(finished, strict=args.strict)
+
+
+def _workload(target: Target, args: TuneArgs) -> Workload:
+    workload = load_target(target)
+    changes: dict[str, Any] = {"name": workload.name or target.module.rpartition(".")[2]}
+    if args.device is not None:
+        changes["device"] = args.device
+    if args.batch_size is not None:
+        changes["batch_size"] = args.batch_size
+    return workload.with_(**changes)
+
+
+def _check_output(path: Path | None) -> None:
+    """Before minutes are spent on an answer that cannot be written."""
+    if path is not None and not path.expanduser().absolute().parent.is_dir():
+        raise UsageError(
+            f"{path} cannot be written", why="its folder does not exist", fix="make the folder first"
+        )
+
+
+def _save(result: Result, output: Path | None) -> str:
+    """Save the profile; where, or empty where that failed: the answer on stdout must not be lost to it."""
+    if output is not None:
+        return str(result.save(output))
+    try:
+        return str(result.save())
+    except EnvironmentFault as error:
+        say(f"warning: the profile was not saved: {error.what} ({error.why})")
+        return ""
+
+
+def _answer(result: Result, args: TuneArgs, saved: str) -> None:
+    if args.as_json:
+        write_answer(running.as_json(result.outcome, saved=saved))
+    elif args.output is None:
+        from autotune.profile.yaml_io import dumps
+
+        write_answer(dumps(result.profile))

@@ -1,0 +1,70 @@
+"""The command in a process of its own: file descriptors and signals as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AUTOTUNE = [sys.executable, "-c", "from autotune.cli.main import run; run()"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The variables of the tests, with an own home for files."""
+    return {**os.environ, "AUTOTUNE_HOME": str(tmp_path / "home")}
+
+
+def test_nothing_that_the_users_code_writes_reaches_stdout(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Neither `print`, nor the bare descriptor, nor a child process: with --json stdout is one document."""
+    (tmp_path / "noisy.py").write_text(
+        "import os, subprocess, sys\n"
+        "print('printed')\n"
+        "def make():\n"
+        "    os.write(1, b'written\\n')\n"
+        "    subprocess.run([sys.executable, '-c', \"print('from a child')\"], check=True)\n"
+        "    raise ValueError('no data')\n"
+    )
+    ran = subprocess.run(
+        [*AUTOTUNE, "tune", "noisy.py:make", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert json.loads(ran.stdout)["error"]["why"] == "no data"
+    assert all(text in ran.stderr for text in ("printed", "written", "from a child"))
+
+
+def test_ctrl_c_before_there_is_anything_ends_without_a_traceback(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Exit code 130 and one plain sentence."""
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\ndef make():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [*AUTOTUNE, "tune", "slow.py:make", "--quiet"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "interrupted before there was an answer" in told
+    assert "Traceback" not in told

@@ -1,0 +1,269 @@
+"""`autotune tune` and `autotune demo`: what goes where, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_samples as samples
+from click.testing import CliRunner
+from click.testing import Result as Ran
+
+import autotune.api
+from autotune.cli.main import cli
+from autotune.errors import BudgetError, EnvironmentFault
+from autotune.outcome import Outcome
+from autotune.profile.schema import profile_of
+from autotune.profile.yaml_io import loads
+from autotune.result import Result
+from autotune.workload import Workload
+
+Call = dict[str, Any]
+
+
+class Tuner:
+    """Stands for `find_best`: gives an outcome, remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome = samples.won()
+        self.asked: Call = {}
+        self.during: Callable[[], None] = lambda: None
+
+    def __call__(self, workload: Workload, **options: Any) -> Result:
+        self.asked = {"workload": workload, **options}
+        self.during()
+        options["listener"].stage("the baseline")
+        profile = profile_of(self.outcome, created="2026-11-23T10:00:00+00:00", version="0.1.0")
+        return Result(profile, self.outcome, workload)
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tuner:
+    """A fake tuner, a script `unit_train.py` to tune, and an own home for files."""
+    fake = Tuner()
+    monkeypatch.setattr(autotune.api, "find_best", fake)
+    monkeypatch.setenv("AUTOTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "unit_train", raising=False)
+    (tmp_path / "unit_train.py").write_text(
+        "print('hello from the script')\ndef make():\n    return (object(), [1, 2])\n"
+    )
+    return fake
+
+
+def tune(*arguments: str) -> Ran:
+    """Run `autotune tune unit_train.py:make` with these arguments."""
+    return CliRunner().invoke(cli, ["tune", "unit_train.py:make", *arguments])
+
+
+def test_stdout_is_the_profile_and_stderr_the_story(tuner: Tuner) -> None:
+    """`autotune tune ... > autotune.yaml` gives a file that loads, whatever the user's code prints."""
+    ran = tune()
+    assert ran.exit_code == 0
+    assert loads(ran.stdout).settings == samples.WINNER
+    assert "hello from the script" in ran.stderr
+    assert "-- the baseline" in ran.stderr
+    assert "1.92x yours" in ran.stderr
+
+
+def test_options_reach_the_tuner(tuner: Tuner) -> None:
+    """Each option changes what is asked for."""
+    tune(
+        *("--budget", "90s", "--allow", "exact", "--epochs", "3", "--seed", "7", "--runner", "in-process"),
+        *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
+        *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
+    )
+    workload = tuner.asked.pop("workload")
+    tuner.asked.pop("listener")
+    assert (workload.device, workload.batch_size, workload.name) == ("cpu", 8, "unit_train")
+    assert tuner.asked == {
+        "budget": 90.0,
+        "allow": "exact",
+        "epochs": 3,
+        "seed": 7,
+        "runner": "in_process",
+        "fixed": {"num_workers": 4, "pin_memory": True, "cpu_threads": None, "precision": "bfloat16"},
+        "resume": True,
+        "storage": "s.journal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--budget", "soon"), "is not a duration"),
+        (("--set", "num_worker=4"), "did you mean 'num_workers'?"),
+        (("--set", "num_workers"), "is not KNOB=VALUE"),
+        (("--set", "num_workers=many"), "expected a whole number"),
+        (("--set", "precision=bfloat"), "did you mean `bfloat16`?"),
+        (("--allow", "all"), "'all' is not one of"),
+        (("--epochs", "0"), "0 is not in the range"),
+        (("--bugdet", "5m"), "--budget"),
+        (("--quiet", "--verbose"), "cannot go together"),
+    ],
+)
+def test_wrong_options_are_usage_errors(tuner: Tuner, arguments: tuple[str, ...], told: str) -> None:
+    """Exit code 2, a hint, and nothing is run."""
+    ran = tune(*arguments)
+    assert ran.exit_code == 2
+    assert told in ran.stderr
+    assert tuner.asked == {}
+
+
+def test_json_is_the_whole_run(tuner: Tuner) -> None:
+    """With `--json` stdout is one JSON document with the trials in it."""
+    data = json.loads(tune("--json").stdout)
+    assert data["verdict"]["kind"] == "faster"
+    assert len(data["trials"]) == 14
+    assert Path(data["saved"]).is_file()
+
+
+def test_the_profile_is_saved_and_show_finds_it(tuner: Tuner, tmp_path: Path) -> None:
+    """What was tuned last is what `show` shows."""
+    assert str(tmp_path / "home") in tune().stderr
+    shown = CliRunner().invoke(cli, ["show"])
+    assert shown.exit_code == 0
+    assert "1.92x yours" in shown.stdout
+
+
+def test_output_takes_the_place_of_stdout(tuner: Tuner, tmp_path: Path) -> None:
+    """`--output` writes that file and no other, and leaves stdout empty."""
+    ran = tune("--output", "mine.yaml")
+    assert ran.stdout == ""
+    assert loads((tmp_path / "mine.yaml").read_text()).name == "photos"
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tuner: Tuner) -> None:
+    """Five minutes of tuning must not end in a missing folder."""
+    ran = tune("--output", "no/such/folder.yaml")
+    assert ran.exit_code == 1
+    assert "its folder does not exist" in ran.stderr
+    assert tuner.asked == {}
+
+
+def test_a_home_that_cannot_be_written_does_not_cost_the_answer(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile is on stdout in any case; the loss of the copy is said."""
+
+    def refuse(self: Result, path: object = None) -> Path:
+        raise EnvironmentFault("it cannot be written", why="read-only file system")
+
+    monkeypatch.setattr(Result, "save", refuse)
+    ran = tune()
+    assert ran.exit_code == 0
+    assert loads(ran.stdout).settings == samples.WINNER
+    assert "warning: the profile was not saved" in ran.stderr
+
+
+def test_quiet_says_nothing_but_the_answer(tuner: Tuner) -> None:
+    """No progress, no report."""
+    ran = tune("--quiet")
+    assert loads(ran.stdout)
+    assert ran.stderr == "hello from the script\n"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "arguments", "code"),
+    [
+        (samples.won, ("--strict",), 0),
+        (samples.kept, (), 0),
+        (samples.kept, ("--strict",), 0),
+        (samples.unsure, (), 0),
+        (samples.unsure, ("--strict",), 4),
+        (samples.interrupted, ("--strict",), 4),
+    ],
+)
+def test_exit_codes_of_answers(
+    tuner: Tuner, outcome: Callable[[], Outcome], arguments: tuple[str, ...], code: int
+) -> None:
+    """Any answer is a success; with `--strict` only a sure one. The answer is printed all the same."""
+    tuner.outcome = outcome()
+    ran = tune(*arguments)
+    assert ran.exit_code == code
+    assert loads(ran.stdout).settings == tuner.outcome.best
+
+
+def test_ctrl_c_ends_with_130_and_the_best_so_far(tuner: Tuner) -> None:
+    """The tuner turns the interrupt into an answer; the exit code tells that it was cut short."""
+
+    def interrupt() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    tuner.outcome, tuner.during = samples.interrupted(), interrupt
+    before = signal.getsignal(signal.SIGINT)
+    ran = tune()
+    assert ran.exit_code == 130
+    assert loads(ran.stdout).measured.verdict == "incomplete"
+    assert "not confirmed" in ran.stderr
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_without_an_answer_is_130_too(tuner: Tuner) -> None:
+    """Interrupted during the import or the baseline there is nothing to print."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    tuner.during = interrupt
+    ran = tune("--json")
+    assert ran.exit_code == 130
+    assert json.loads(ran.stdout)["error"]["code"] == "interrupted"
+
+
+def test_an_expected_error_has_its_parts_on_stderr(tuner: Tuner) -> None:
+    """What, why and fix; exit code 1; stdout stays empty."""
+
+    def fail() -> None:
+        raise BudgetError("the budget is too short", why="one trial takes 9 s", fix="give at least 60s")
+
+    tuner.during = fail
+    ran = tune()
+    assert ran.exit_code == 1
+    assert ran.stdout == ""
+    assert "error[AT-E30]: the budget is too short" in ran.stderr
+    assert "  fix   give at least 60s" in ran.stderr
+    assert json.loads(tune("--json").stdout) == {
+        "error": {
+            "code": "AT-E30",
+            "what": "the budget is too short",
+            "why": "one trial takes 9 s",
+            "fix": "give at least 60s",
+        }
+    }
+
+
+def test_a_bug_of_ours_is_70_with_the_traceback_in_a_file(tuner: Tuner, tmp_path: Path) -> None:
+    """A short message, and a file to report with."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("ours")
+
+    tuner.during = fail
+    ran = tune()
+    assert ran.exit_code == 70
+    assert "Traceback" not in ran.stderr
+    (crash,) = (tmp_path / "home" / "crashes").iterdir()
+    assert str(crash) in ran.stderr
+    assert "ZeroDivisionError: ours" in crash.read_text()
+
+
+def test_demo_shows_the_report_and_saves_nothing(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is the demo's answer; a demo's profile must not become the one that `show` shows."""
+    monkeypatch.setattr("autotune.demo.make", lambda: Workload(object(), [1]))
+    ran = CliRunner().invoke(cli, ["demo", "--seed", "5"])
+    assert ran.exit_code == 0
+    assert "1.92x yours" in ran.stdout
+    assert (tuner.asked["budget"], tuner.asked["seed"]) == (60.0, 5)
+    assert not (tmp_path / "home").exists()
+    assert json.loads(CliRunner().invoke(cli, ["demo", "--json"]).stdout)["name"] == "photos"
