@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from autotune.errors import DatasetTooSmallError, EmptyDatasetError
+from autotune.measure import by_value
 from autotune.settings import LoaderSettings
 from autotune.workload import Workload
 
@@ -222,6 +223,13 @@ def build_endless(
     parts: LoaderParts, settings: LoaderSettings
 ) -> tuple[DataLoader[Any], EndlessBatches | None]:
     """A loader that never runs out, and its sampler; a stream has an end and no sampler (None)."""
+    if settings.num_workers > 0 and not by_value.workers_fork(parts.multiprocessing_context):
+        parts = replace(
+            parts,
+            dataset=by_value.travelling_dataset(parts.dataset),
+            collate_fn=by_value.travelling_function(parts.collate_fn),
+            worker_init_fn=by_value.travelling_function(parts.worker_init_fn),
+        )
     kwargs = _common(parts, settings)
     if parts.iterable:
         kwargs["batch_size"] = settings.batch_size

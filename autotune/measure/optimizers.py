@@ -36,7 +36,7 @@ class Rebuilt:
 
 
 def freeze_optimizer(optimizer: Any) -> Any:
-    """An Optimizer as `Rebuilt`; factories as they are; dicts of either alike."""
+    """An Optimizer as `Rebuilt`; factories and what is frozen as they are; dicts of these alike."""
     if isinstance(optimizer, Optimizer):
         groups = [
             {key: list(value) if key == "params" else value for key, value in g.items()}
@@ -45,7 +45,7 @@ def freeze_optimizer(optimizer: Any) -> Any:
         return Rebuilt(kind=type(optimizer), groups=groups, defaults=dict(optimizer.defaults))
     if isinstance(optimizer, Mapping):
         return {key: freeze_optimizer(value) for key, value in optimizer.items()}
-    if optimizer is not None and not callable(optimizer):
+    if optimizer is not None and not isinstance(optimizer, Rebuilt) and not callable(optimizer):
         raise UsageError(
             "`optimizer` is neither an Optimizer nor a function",
             why=f"it is {type(optimizer).__name__}",

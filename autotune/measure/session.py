@@ -5,24 +5,28 @@ The same code runs in the bench process and, when asked for, in the user's own.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from autotune.errors import AutotuneError, ModelError, UsageError
+from autotune.errors import ModelError, UsageError
 from autotune.facts import MachineFacts
-from autotune.measure import batches, flags, loaders, losses, optimizers, survey, timing
+from autotune.measure import batches, flags, limits, loaders, losses, optimizers, survey, timing
 from autotune.measure.classify import classify
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed
 from autotune.measure.seam import Description
 from autotune.measure.stepkit import StepKit
 from autotune.settings import Settings
-from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
+from autotune.space.rules import canonical
+from autotune.trial import Failure, Measurement, TrialSpec
 from autotune.workload import Workload
 
 
@@ -80,9 +84,9 @@ class Session:
             seen = survey.survey(self)
             machine = self._read_machine()
             facts = replace(seen.workload, setup_s=self._setup_s + time.perf_counter() - started)
-            self._description = Description(
-                machine=machine, workload=facts, yours=seen.yours, notes=seen.notes
-            )
+            # Switches that do nothing here, such as pinned memory on a CPU, are no part of what is compared.
+            yours = canonical(seen.yours, machine, facts, keep_persistent=True)
+            self._description = Description(machine=machine, workload=facts, yours=yours, notes=seen.notes)
         return self._description
 
     def held_batch(self, batch_size: int | None) -> tuple[Any, int]:
@@ -163,6 +167,7 @@ class Session:
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """One trial. Exceptions of the user's code become a Failure; global state is put back."""
         started = time.perf_counter()
+        kills = limits.oom_kills()
         self._feed: Feed | None = None
         failure: Failure | None = None
         try:
@@ -172,12 +177,12 @@ class Session:
                 return self._measure(spec, started)
         except timing.DivergedError as error:
             failure = Failure(kind="non_finite", message=str(error), hint="try a lower learning rate")
-        except AutotuneError as error:
-            failure = Failure(kind=_kind(error), message=error.what, hint=error.fix, traceback=error.detail)
         except Exception as error:  # anything the user's code raises is this trial's outcome
-            failure = classify(error, phase=spec.mode)
+            with _deaf_to_workers():
+                failure = classify(error, phase=spec.mode, oom_killed=limits.oom_kills() > kills)
         finally:
-            indices = self._close_feed()
+            with _deaf_to_workers():
+                indices = self._close_feed()
         # Only here, outside of `except`, are the failed frame's tensors free to go.
         if failure.kind == "user_error" and indices and failure.sample_index is None:
             failure = replace(failure, sample_index=survey.failing_index(self.parts, indices))
@@ -249,6 +254,19 @@ class Session:
         )
 
 
+@contextlib.contextmanager
+def _deaf_to_workers() -> Iterator[None]:
+    """Torch raises wherever the main thread is when a worker dies; not while one death is being handled."""
+    usable = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
+    if usable:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        if usable:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
 def build_models(model: Any) -> dict[str, nn.Module]:
     """Models by name from a module, a dict of modules or a factory of either.
 
@@ -269,7 +287,3 @@ def build_models(model: Any) -> dict[str, nn.Module]:
         why=f"it is {type(model).__name__}",
         fix="pass a module, a dict of modules, or a function without arguments that makes one",
     )
-
-
-def _kind(error: AutotuneError) -> FailureKind:
-    return "pickle" if error.code == "AT-E12" else "user_error"

@@ -14,6 +14,7 @@ from torch import nn
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
 from autotune.measure import batches, flags, loaders, losses, optimizers
+from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit, is_channels_last
 from autotune.settings import ComputeSettings, LoaderSettings, Settings, TransferSettings
 
@@ -55,7 +56,7 @@ def fetch_one(parts: loaders.LoaderParts, batch_size: int | None) -> tuple[Any, 
     except AutotuneError:
         raise
     except Exception as error:  # the user's dataset may raise anything
-        text, name = _user_traceback(error), type(error).__name__
+        text, name = user_traceback(error), type(error).__name__
     index = failing_index(parts, list(endless.pending[0]) if endless and endless.pending else [])
     where = f" at index {index}" if index is not None else ""
     raise DatasetError(
@@ -73,21 +74,6 @@ def failing_index(parts: loaders.LoaderParts | None, indices: list[int]) -> int 
         except Exception:  # which one raises is the question
             return index
     return None
-
-
-def _user_traceback(error: BaseException) -> str:
-    """The traceback without torch's and our own frames on top."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if not _internal(f.filename)]
-    shown = traceback.format_list(ours or frames[-1:])
-    return "".join(
-        ["Traceback (most recent call last):\n", *shown, *traceback.format_exception_only(type(error), error)]
-    )
-
-
-def _internal(filename: str) -> bool:
-    path = filename.replace("\\", "/")
-    return "/torch/" in path or "/autotune/measure/" in path
 
 
 def survey(session: Session) -> Survey:
@@ -173,7 +159,7 @@ def _step_error(error: Exception, name: str, held: Any) -> AutotuneError:
         what,
         why=f"{type(error).__name__}: {error}\nthe batch is {batches.describe_batch(held)}",
         fix="make one step run on one batch; pass step=callable(model, batch) -> loss for other batches",
-        detail=_user_traceback(error),
+        detail=user_traceback(error),
     )
 
 
