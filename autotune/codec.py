@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -84,7 +85,9 @@ def _decode(hint: Any, data: Any, path: Path, problems: list[Problem]) -> Any:
 
 def _decode_scalar(hint: Any, data: Any, path: Path, problems: list[Problem]) -> Any:
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        if abs(data) <= sys.float_info.max:
+            return float(data)
+        return _wrong("a number that a float can hold", data, path, problems)
     if isinstance(data, hint) and (hint is bool or not isinstance(data, bool)):
         return data
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -102,7 +105,8 @@ def _decode_union(args: tuple[Any, ...], data: Any, path: Path, problems: list[P
         if not found:
             return value
         attempts.append(found)
-    problems.extend(min(attempts, key=len))
+    fewest: list[Problem] = min(attempts, key=lambda found: len(found))
+    problems.extend(fewest)
     return None
 
 

@@ -60,11 +60,19 @@ class Workload:
             )
         for name in (*given, *(["collate_fn"] if self.collate_fn is not None else [])):
             if not callable(getattr(self, name)):
-                raise UsageError(f"`{name}` is not callable", why=f"it is {getattr(self, name)!r}")
+                raise UsageError(
+                    f"`{name}` is not callable",
+                    why=f"it is {getattr(self, name)!r}",
+                    fix="pass a function, or an object that can be called like one",
+                )
         for name in ("batch_size", "samples_per_step"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise UsageError(f"`{name}` must be a whole number of at least 1", why=f"it is {value!r}")
+                raise UsageError(
+                    f"`{name}` must be a whole number of at least 1",
+                    why=f"it is {value!r}",
+                    fix="give the number of samples, or leave it out",
+                )
         if self.dataset is None and (self.step is None and self.train_step is None):
             raise UsageError(
                 "there is no dataset to train on",
@@ -88,13 +96,15 @@ class Workload:
             return value
         if isinstance(value, tuple) and len(value) == 2:
             return cls(*value)
+        returned = type(value).__name__
         if isinstance(value, Mapping):
-            unknown = set(value) - set(cls.__dataclass_fields__)
+            unknown = [str(key) for key in value if key not in cls.__dataclass_fields__]
             if not unknown and "model" in value:
                 return cls(**value)
+            returned += f" with the unknown keys {', '.join(unknown)}" if unknown else " without `model`"
         raise UsageError(
             "the factory returned no workload",
-            why=f"it returned {type(value).__name__}",
+            why=f"it returned {returned}",
             fix="return autotune.Workload(model, dataset, ...) or a (model, dataset) pair",
         )
 

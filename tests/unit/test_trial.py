@@ -1,0 +1,73 @@
+"""What the figures of a trial are computed from, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autotune.settings import Settings
+from autotune.trial import Block, Failure, Measurement, Trial, TrialSpec
+
+SPEC = TrialSpec(settings=Settings().replace(num_workers=2), stage="joint")
+
+
+def measured(**changes: Any) -> Measurement:
+    """Twelve steps of 8 samples in 1.2 s: 80 samples/s."""
+    blocks = (
+        Block(steps=4, samples=32, elapsed_s=0.8, wait_s=0.2),
+        Block(steps=8, samples=64, elapsed_s=0.4, wait_s=0.1),
+    )
+    return Measurement(**{"blocks": blocks, "warmup_s": 3.0, "startup_s": 2.0, "restart_s": 0.5, **changes})
+
+
+def test_rates_are_totals_over_totals() -> None:
+    """A fast short block does not count as much as a slow long one."""
+    found = measured()
+    assert (found.steps, found.samples) == (12, 96)
+    assert found.elapsed_s == pytest.approx(1.2)
+    assert found.samples_per_s == pytest.approx(80)
+    assert found.step_s == pytest.approx(0.1)
+    assert found.wait_share == pytest.approx(0.25)
+    assert [block.samples_per_s for block in found.blocks] == pytest.approx([40, 160])
+
+
+def test_a_run_counts_every_start() -> None:
+    """Warm-up and the first start once, a restart before each further epoch, and the epochs themselves."""
+    found = measured()
+    assert found.run_s(800, epochs=1) == pytest.approx(3 + 2 + 10)
+    assert found.run_s(800, epochs=4) == pytest.approx(3 + 2 + 3 * 0.5 + 4 * 10)
+
+
+def test_without_a_number_of_epochs_one_of_many_counts() -> None:
+    """One-time starts vanish in a long run, the restart of each epoch does not."""
+    found = measured()
+    assert found.run_s(800) == pytest.approx(0.5 + 10)
+    assert found.run_s(800) == pytest.approx(found.run_s(800, epochs=10**9) / 10**9)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("samples", [None, 0])
+def test_a_run_of_unknown_length_takes_nobody_knows_how_long(samples: int | None) -> None:
+    """Then the steady rate is all that can be compared."""
+    found = measured()
+    assert found.run_s(samples, epochs=3) is None
+    assert found.effective_samples_per_s(samples, epochs=3) == found.samples_per_s
+
+
+def test_the_effective_rate_is_all_samples_over_the_whole_run() -> None:
+    """Starts lower it; without them it is the steady rate."""
+    found = measured()
+    assert found.effective_samples_per_s(800) == pytest.approx(800 / 10.5)
+    assert found.effective_samples_per_s(800, epochs=4) == pytest.approx(3200 / 46.5)
+    free = measured(warmup_s=0.0, startup_s=0.0, restart_s=0.0)
+    assert free.effective_samples_per_s(800, epochs=7) == pytest.approx(free.samples_per_s)
+
+
+def test_a_trial_has_exactly_one_outcome() -> None:
+    """Neither none nor two."""
+    failure = Failure(kind="timeout", message="it hung")
+    with pytest.raises(AssertionError):
+        Trial(number=0, spec=SPEC)
+    with pytest.raises(AssertionError):
+        Trial(number=0, spec=SPEC, measurement=measured(), failure=failure)
+    assert Trial(number=0, spec=SPEC, failure=failure).settings == SPEC.settings
