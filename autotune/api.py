@@ -55,7 +55,9 @@ def find_best(
     what they were before it.
 
     Args:
-        model: an `nn.Module`, a dict of them, a function that makes one, or a whole `autotune.Workload`.
+        model: an `nn.Module`, a dict of them, a function that makes one, a whole `autotune.Workload`, or
+            the name of a function that returns one: "train.py:make" or "package.module:make". By name,
+            nothing but the bench process imports it, and nothing has to be pickled.
         dataset, loss, step, train_step, optimizer, batch_size, samples_per_step, device, shuffle,
         collate_fn, drop_last: as for `autotune.Workload`.
         allow: the highest class of knob that may change. `exact`: the same numbers come out (workers,
@@ -83,24 +85,22 @@ def find_best(
     Raises:
         AutotuneError: when the workload cannot be measured; it says what, why and what to do.
     """
-    workload = _workload(
-        model,
-        dataset,
-        loss=loss,
-        step=step,
-        train_step=train_step,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        samples_per_step=samples_per_step,
-        device=device,
-        shuffle=shuffle,
-        collate_fn=collate_fn,
-        drop_last=drop_last,
-        name=name,
-    )
-    called = name or workload.name or _model_name(workload.model)
+    fields = {
+        "loss": loss,
+        "step": step,
+        "train_step": train_step,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "samples_per_step": samples_per_step,
+        "device": device,
+        "shuffle": shuffle,
+        "collate_fn": collate_fn,
+        "drop_last": drop_last,
+    }
+    workload, target = _workload(model, dataset, fields, in_process=runner == "in_process")
+    called = name or (workload.name or _model_name(workload.model) if workload else _target_name(target))
     own_runner = isinstance(runner, str)
-    chosen: Runner = make_runner(workload, runner) if isinstance(runner, str) else runner
+    chosen: Runner = runner if not isinstance(runner, str) else make_runner(workload, runner, target, fields)
     try:
         return tune_with(
             chosen,
@@ -120,12 +120,27 @@ def find_best(
             chosen.close()
 
 
-def _workload(model: Any, dataset: Any, **fields: Any) -> Workload:
+def _workload(
+    model: Any, dataset: Any, fields: dict[str, Any], *, in_process: bool
+) -> tuple[Workload | None, str]:
+    """A workload of live objects, or the target that another process will make it from."""
+    if isinstance(model, str) and not in_process:
+        return None, model
+    if isinstance(model, str):
+        from autotune.measure.target import load_target, parse_target
+
+        model = load_target(parse_target(model))
     if not isinstance(model, Workload):
-        return Workload(model, dataset, **fields)
+        return Workload(model, dataset, **fields), ""
     if dataset is not None:
         raise UsageError("a Workload and a dataset were given", fix="put the dataset into the Workload")
-    return model.with_(**{k: v for k, v in fields.items() if v not in (None, "", False) and k != "shuffle"})
+    return model.with_(**_given(fields)), ""
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say something else than their default."""
+    defaults = {name: f.default for name, f in Workload.__dataclass_fields__.items()}
+    return {name: value for name, value in fields.items() if value != defaults[name]}
 
 
 def _model_name(model: Any) -> str:
@@ -135,21 +150,30 @@ def _model_name(model: Any) -> str:
     return str(kind).lower().strip("<>")
 
 
-def make_runner(workload: Workload, name: str) -> Runner:
-    """The Runner of that name for live objects.
+def _target_name(target: str) -> str:
+    return Path(target.rpartition(":")[0]).stem.rpartition(".")[2]
+
+
+def make_runner(workload: Workload | None, name: str, target: str, fields: dict[str, Any]) -> Runner:
+    """The Runner of that name, for live objects or for a target.
 
     Raises:
-        NotPicklableError: when they cannot be sent to another process.
+        NotPicklableError: when live objects cannot be sent to another process.
+        TargetError: when a target is not there.
     """
-    if name == "in_process":
+    if name == "in_process" and workload is not None:
         from autotune.measure.inprocess import InProcessRunner
 
         return InProcessRunner(workload)
     if name == "process":
-        from autotune.measure.payload import pickle_workload
+        from autotune.measure.payload import pickle_workload, target_payload
         from autotune.measure.process_runner import ProcessRunner
+        from autotune.measure.target import parse_target
 
-        return ProcessRunner(pickle_workload(workload))
+        if workload is not None:
+            return ProcessRunner(pickle_workload(workload))
+        parse_target(target)
+        return ProcessRunner(target_payload(target, **_given(fields)))
     raise UsageError(
         f"`{name}` is no runner", fix='use runner="process" or runner="in_process"', why="those exist"
     )
@@ -157,7 +181,7 @@ def make_runner(workload: Workload, name: str) -> Runner:
 
 def tune_with(
     runner: Runner,
-    workload: Workload,
+    workload: Workload | None,
     *,
     allow: Allow = "numerics",
     budget: str | float = "5m",

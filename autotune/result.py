@@ -108,7 +108,7 @@ class Tuned:
 class Result(Tuned):
     """What `find_best` returns."""
 
-    def __init__(self, profile: Profile, outcome: Outcome, workload: Workload) -> None:
+    def __init__(self, profile: Profile, outcome: Outcome, workload: Workload | None) -> None:
         super().__init__(profile, workload)
         self.outcome = outcome
 

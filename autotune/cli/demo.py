@@ -9,7 +9,6 @@ import click
 from autotune.cli import running
 from autotune.cli.options import BUDGET, talk_options
 from autotune.cli.streams import say, write_answer
-from autotune.workload import Workload
 
 
 @click.command()
@@ -23,7 +22,7 @@ def demo(talk: running.Talk, budget: float, seed: int, as_json: bool) -> int:
 
     Nothing is downloaded and no profile is saved.
     """
-    finished = running.find(_workload, talk, budget=budget, seed=seed)
+    finished = running.find("autotune.demo:make", talk, name="demo", budget=budget, seed=seed)
     outcome = finished.result.outcome
     if as_json:
         write_answer(running.as_json(outcome))
@@ -32,9 +31,3 @@ def demo(talk: running.Talk, budget: float, seed: int, as_json: bool) -> int:
             say("")
         running.report(outcome, sys.stdout, color=talk.color)
     return running.exit_code(finished)
-
-
-def _workload() -> Workload:
-    from autotune.demo import make
-
-    return make()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune import __version__
 from autotune.cli.errors import DOUBTFUL, INTERRUPTED, OK
 from autotune.cli.streams import noticing_interrupts, stdout_to_stderr, story
-from autotune.workload import Workload
 
 if TYPE_CHECKING:
     from autotune.outcome import Outcome
@@ -35,11 +33,11 @@ class Finished:
     """Whether Ctrl-C ended it."""
 
 
-def find(make: Callable[[], Workload], talk: Talk, **options: Any) -> Finished:
-    """Make the workload and tune it; nothing of it reaches stdout.
+def find(target: str, talk: Talk, **options: Any) -> Finished:
+    """Tune what TARGET makes; nothing of it reaches stdout.
 
     Args:
-        make: gives the workload; the user's code runs in here.
+        target: `file.py:function` or `module:function`.
         talk: how much to say on the way.
         options: for `autotune.api.find_best`.
 
@@ -53,7 +51,7 @@ def find(make: Callable[[], Workload], talk: Talk, **options: Any) -> Finished:
         noticing_interrupts() as interruption,
         story(version=__version__, quiet=talk.quiet, verbose=talk.verbose, color=talk.color) as listener,
     ):
-        result = api.find_best(make(), listener=listener, **options)
+        result = api.find_best(target, listener=listener, **options)
         return Finished(result=result, interrupted=bool(interruption))
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.cli import running
-from autotune.cli.load import Target, load_target, parse_target
 from autotune.cli.options import BUDGET, fixed_knobs, talk_options
 from autotune.cli.streams import say, write_answer
 from autotune.errors import EnvironmentFault, UsageError
+from autotune.measure.target import parse_target
 from autotune.settings import KnobValue
-from autotune.workload import Workload
 
 if TYPE_CHECKING:
     from autotune.result import Result
@@ -93,10 +92,12 @@ def tune(talk: running.Talk, **options: Any) -> int:
     """
     args = TuneArgs(**options)
     _check_output(args.output)
-    target = parse_target(args.target)
+    parse_target(args.target)  # a slip is told at once, before torch is loaded
     finished = running.find(
-        lambda: _workload(target, args),
+        args.target,
         talk,
+        device=args.device,
+        batch_size=args.batch_size,
         allow=args.allow,
         budget=args.budget,
         epochs=args.epochs,
@@ -113,16 +114,6 @@ def tune(talk: running.Talk, **options: Any) -> int:
         running.report(outcome, sys.stderr, color=talk.color, saved=saved)
     _answer(finished.result, args, saved)
     return running.exit_code(finished, strict=args.strict)
-
-
-def _workload(target: Target, args: TuneArgs) -> Workload:
-    workload = load_target(target)
-    changes: dict[str, Any] = {"name": workload.name or target.module.rpartition(".")[2]}
-    if args.device is not None:
-        changes["device"] = args.device
-    if args.batch_size is not None:
-        changes["batch_size"] = args.batch_size
-    return workload.with_(**changes)
 
 
 def _check_output(path: Path | None) -> None:

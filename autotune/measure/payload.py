@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import os
 import pickle
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import torch
 from torch.utils.data import DataLoader
 
-from autotune.errors import AutotuneError, NotPicklableError, TargetError
+from autotune.errors import AutotuneError, NotPicklableError
 from autotune.measure import flags, loaders, optimizers
+from autotune.measure.target import load_target, parse_target
 from autotune.workload import Workload
 
 
@@ -175,7 +173,7 @@ def unpack(payload: Payload) -> tuple[Workload, loaders.LoaderParts | None]:
     """
     if payload.blob is None:
         assert payload.target is not None, "a payload is bytes or a target"
-        workload = call_target(payload.target).with_(**dict(payload.overrides))
+        workload = load_target(parse_target(payload.target)).with_(**dict(payload.overrides))
         return workload, loaders.parts_of(workload)
     try:
         workload, parts = pickle.loads(payload.blob)
@@ -190,65 +188,3 @@ def unpack(payload: Payload) -> tuple[Workload, loaders.LoaderParts | None]:
     if parts is None and _is_factory(workload.dataset):
         parts = loaders.parts_of(workload)
     return workload, parts
-
-
-def call_target(target: str) -> Workload:
-    """Import `module:factory` or `file.py:factory`, call it and take what it returns as a Workload.
-
-    Raises:
-        TargetError: when the format, the import, the name or the call fails; the user's traceback is shown.
-    """
-    module_name, _, attribute = target.rpartition(":")
-    if not module_name or not attribute:
-        raise TargetError(
-            f"`{target}` is not module:factory or file.py:factory", fix="write it as train.py:make"
-        )
-    module = _import(module_name, target)
-    factory: Any = module
-    for part in attribute.split("."):
-        if not hasattr(factory, part):
-            raise TargetError(
-                f"`{module_name}` has no `{attribute}`",
-                why="callables there: " + (", ".join(_callables(module)) or "none"),
-                fix="name the function that returns the workload",
-            )
-        factory = getattr(factory, part)
-    try:
-        made = factory() if callable(factory) else factory
-    except AutotuneError:
-        raise
-    except Exception as error:  # the user's factory
-        raise TargetError(
-            f"{target} raised {type(error).__name__}", why=str(error), detail=_traceback(error)
-        ) from None
-    return Workload.of(made)
-
-
-def _import(name: str, target: str) -> Any:
-    try:
-        if not name.endswith(".py"):
-            return importlib.import_module(name)
-        path = Path(name).resolve()
-        sys.path.insert(0, str(path.parent))
-        # Under its stem, so that worker processes started afresh can import it again.
-        return importlib.import_module(path.stem)
-    except Exception as error:  # importing runs the user's own code
-        raise TargetError(
-            f"{target} cannot be imported",
-            why=f"{type(error).__name__}: {error}",
-            fix="check that it runs with `python -c` from this directory",
-            detail=_traceback(error),
-        ) from None
-
-
-def _callables(module: Any) -> list[str]:
-    return [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")][:8]
-
-
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/autotune/measure/" not in f.filename]
-    frames = [f for f in frames if "importlib" not in f.filename]
-    lines = traceback.format_list(frames) + traceback.format_exception_only(type(error), error)
-    return "Traceback (most recent call last):\n" + "".join(lines)

@@ -77,7 +77,7 @@ def test_a_trial_that_dies_or_hangs_loses_only_itself(how: str, kind: str) -> No
 
 
 def test_a_crash_of_the_bench_process_itself_loses_only_that_trial(plain: ProcessRunner) -> None:
-    """When the process is gone before the trial, the trial fails as a crash and a fresh process takes over."""
+    """A process that is gone costs the trial that notices it, and a fresh one takes over."""
     yours = plain.describe().yours
     assert plain._bench is not None
     psutil.Process(plain._bench.pid).kill()
@@ -182,7 +182,11 @@ def test_workers_started_by_forkserver_get_a_dataset_from_the_users_script() -> 
     )
     path = os.pathsep.join(filter(None, [os.path.dirname(w.__file__), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -74,7 +74,7 @@ class Interrupts(SilentListener):
 @pytest.mark.parametrize("runner", ["process", "in_process"])
 @pytest.mark.parametrize("ending", ["well", "failing", "interrupted"])
 def test_the_users_state_is_what_it_was(runner: str, ending: str, tmp_path: Any) -> None:
-    """Weights, buffers, optimizer state, .grad, flags and all random states hash the same before and after."""
+    """Weights, buffers, optimizer state, .grad, flags and random states hash the same before and after."""
     model = w.Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     dataset = w.RaisesAt(3) if ending == "failing" else w.Rows()

@@ -21,7 +21,6 @@ from autotune.outcome import Outcome
 from autotune.profile.schema import profile_of
 from autotune.profile.yaml_io import loads
 from autotune.result import Result
-from autotune.workload import Workload
 
 Call = dict[str, Any]
 
@@ -34,12 +33,12 @@ class Tuner:
         self.asked: Call = {}
         self.during: Callable[[], None] = lambda: None
 
-    def __call__(self, workload: Workload, **options: Any) -> Result:
-        self.asked = {"workload": workload, **options}
+    def __call__(self, target: str, **options: Any) -> Result:
+        self.asked = {"target": target, **options}
         self.during()
         options["listener"].stage("the baseline")
         profile = profile_of(self.outcome, created="2026-11-23T10:00:00+00:00", version="0.1.0")
-        return Result(profile, self.outcome, workload)
+        return Result(profile, self.outcome, None)
 
 
 @pytest.fixture
@@ -51,9 +50,8 @@ def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tuner:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "unit_train", raising=False)
-    (tmp_path / "unit_train.py").write_text(
-        "print('hello from the script')\ndef make():\n    return (object(), [1, 2])\n"
-    )
+    (tmp_path / "unit_train.py").write_text("def make():\n    return (object(), [1, 2])\n")
+    fake.during = lambda: print("hello from the script")
     return fake
 
 
@@ -79,10 +77,11 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
         *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
     )
-    workload = tuner.asked.pop("workload")
     tuner.asked.pop("listener")
-    assert (workload.device, workload.batch_size, workload.name) == ("cpu", 8, "unit_train")
     assert tuner.asked == {
+        "target": "unit_train.py:make",
+        "device": "cpu",
+        "batch_size": 8,
         "budget": 90.0,
         "allow": "exact",
         "epochs": 3,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.cli.load import load_target, parse_target
 from autotune.errors import EmptyDatasetError, TargetError
+from autotune.measure.target import load_target, parse_target
 
 TRAIN = """
 import autotune
@@ -126,7 +126,7 @@ def test_a_missing_import_inside_shows_where(folder: Path) -> None:
         load_target(parse_target("needs.py:make"))
     assert "needs.py" in raised.value.detail
     assert "not_installed_anywhere" in raised.value.fix
-    assert "cli/load.py" not in raised.value.detail
+    assert "measure/target.py" not in raised.value.detail
     assert "needs" not in sys.modules
 
 
@@ -159,7 +159,7 @@ def test_a_factory_that_raises_shows_the_users_traceback(script: Path) -> None:
         load_target(parse_target("train_photos.py:broken"))
     assert "KeyError" in raised.value.what
     assert '{}["weights"]' in raised.value.detail
-    assert "cli/load.py" not in raised.value.detail
+    assert "measure/target.py" not in raised.value.detail
 
 
 def test_a_factory_that_exits_does_not_end_the_tuner(script: Path) -> None:
