@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from autotune.search.knowledge import Knowledge
 from autotune.settings import Settings
 from autotune.trial import Mode, Stage, Trial, TrialSpec
@@ -22,7 +24,8 @@ MARGIN = 1.15
 """A round of the finals is begun only when this many times its predicted seconds are left."""
 _FINAL_WINDOW = 1.5
 """Finals are timed for this many windows of the search."""
-_FATAL = ("timeout", "process_crash", "worker_crash", "sticky_cuda", "oom_host")
+_SURVIVED = ("user_error", "non_finite", "pickle")
+"""Failures after which the bench process goes on; after others it is replaced."""
 
 
 def window_s(budget_s: float, step_s: float) -> float:
@@ -70,18 +73,17 @@ class Costs:
         return timed + self.overhead_s(spec.mode, fresh=spec.fresh_process) + self._revival_s(spec)
 
     def _timed_s(self, settings: Settings, window: float, blocks: int) -> float:
-        """Seconds of the blocks: whole ones, so that they run over a window as they did before."""
-        known = self.know.full.get(settings) or self.know.full.get(self.know.yours, [])
-        over = [t.measurement.elapsed_s / t.spec.window_s for t in known if t.measurement is not None]
-        least = blocks * max(1, settings.loader.num_workers) * self.step_s
-        return max(window * max([1.0, *over]), least)
+        """Seconds of the blocks, which are whole: each a step for every worker at least."""
+        step_s = self.know.latest(settings).step_s if settings in self.know.full else self.step_s
+        least_s = max(blocks * max(1, settings.loader.num_workers) * step_s, 1e-6)
+        return least_s * math.ceil(window / least_s)
 
     def _revival_s(self, spec: TrialSpec) -> float:
         """Seconds to bring the bench process up again after a failure that ended it."""
         if spec.fresh_process or not self.know.history:
             return 0.0
         failure = self.know.history[-1].failure
-        return self.setup_s if failure is not None and failure.kind in _FATAL else 0.0
+        return self.setup_s if failure is not None and failure.kind not in _SURVIVED else 0.0
 
     def search_spec(self, settings: Settings, stage: Stage, reason: str, mode: Mode = "full") -> TrialSpec:
         """The spec of a search trial; `fit` gives it its timeout."""

@@ -131,13 +131,14 @@ def _search(know: Knowledge, costs: Costs) -> Move:
 
 
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
-    spec = _ceiling(know, costs) or _race(know, costs) or _advice(know, costs)
+    spec = _ceiling(know, costs) or _race(know, costs) or _fixed(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = _open_groups(know)
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
-    spec = next_part(know, costs, room_s, groups) or _joint(know, costs, groups)
+    spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups)
+    spec = spec or _joint(know, costs, groups)
     if spec is not None:
         return Run(spec=spec)
     if know.sampled_in_vain >= IN_VAIN:
@@ -163,16 +164,21 @@ def _race(know: Knowledge, costs: Costs) -> TrialSpec | None:
     return costs.search_spec(know.race, "joint", "too close to tell, measured again")
 
 
-def _advice(know: Knowledge, costs: Costs) -> TrialSpec | None:
-    space = know.ctx.space
-    first = (
-        (space.start, "yours with what you fixed"),
-        (bundle(space), "the usual advice for such a machine"),
+def _fixed(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """What the user fixed is compared with *yours* in any case."""
+    start = know.ctx.space.start
+    return (
+        costs.search_spec(start, "joint", "yours with what you fixed") if _worth_trying(know, start) else None
     )
-    for settings, reason in first:
-        if _worth_trying(know, settings):
-            return costs.search_spec(settings, "joint", reason)
-    return None
+
+
+def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
+    space = know.ctx.space
+    first = bundle(space)
+    moved = {knob(name).group for name in first.changed_from(space.start)}
+    if moved.isdisjoint(groups) or not _worth_trying(know, first):
+        return None
+    return costs.search_spec(first, "joint", "the usual advice for such a machine")
 
 
 def _joint(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:

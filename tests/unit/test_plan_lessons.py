@@ -1,0 +1,85 @@
+"""What failures forbid."""
+
+from __future__ import annotations
+
+import pytest
+from search_worlds import History
+
+from autotune.search.lessons import dropped, would_fail
+from autotune.settings import Settings
+
+
+def workers(count, prefetch=2, **changes):
+    """Settings with so many workers."""
+    return (
+        Settings()
+        .replace(num_workers=count, prefetch_factor=prefetch, persistent_workers=True, batch_size=64)
+        .replace(**changes)
+    )
+
+
+@pytest.mark.parametrize("kind", ["shm", "oom_host", "file_descriptors"])
+def test_a_full_queue_forbids_longer_ones(kind):
+    """What did not fit with 4 x 2 batches in flight is not tried with more on any axis, but with fewer."""
+    history = History().failed(workers(4), kind)
+    assert would_fail(workers(8), history)
+    assert would_fail(workers(4, 4), history)
+    assert would_fail(workers(4, channels_last=True), history)
+    assert not would_fail(workers(2, 8), history)
+    assert not would_fail(workers(4, batch_size=32), history)
+
+
+def test_device_memory_forbids_larger_batches_unless_numbers_are_narrower():
+    """A batch that did not fit is not tried larger, nor with other workers; in half the width it may fit."""
+    history = History().failed(workers(4, batch_size=256), "oom_device")
+    assert would_fail(workers(0, None, batch_size=512), history)
+    assert not would_fail(workers(4, batch_size=128), history)
+    assert not would_fail(workers(4, batch_size=256, precision="bfloat16"), history)
+
+
+def test_device_memory_blames_the_kernel_search_first():
+    """Where cudnn_benchmark was on, the same batch may fit without its workspace."""
+    history = History().failed(workers(4, cudnn_benchmark=True), "oom_device")
+    assert not would_fail(workers(4), history)
+    assert would_fail(workers(2, cudnn_benchmark=True), history)
+
+
+def test_a_timeout_forbids_the_same_step_with_as_many_workers():
+    """What hung is not tried with a longer queue; another way to compute, or fewer workers, may be."""
+    history = History().failed(workers(4), "timeout")
+    assert would_fail(workers(8), history)
+    assert not would_fail(workers(2), history)
+    assert not would_fail(workers(4, precision="bfloat16"), history)
+
+
+def test_a_failed_step_alone_forbids_it_with_any_loader():
+    """A compute trial that failed says the same of every loader, and nothing of other compute settings."""
+    history = History().failed(workers(0, None, channels_last=True), "user_error", "compute", "compute")
+    assert would_fail(workers(4, channels_last=True), history)
+    assert not would_fail(workers(4), history)
+
+
+def test_a_value_that_failed_twice_and_never_ran_is_dropped():
+    """float16 that fails with two loaders is not tried with a third."""
+    history = History().failed(workers(2, precision="float16"), "non_finite")
+    third = workers(8, precision="float16")
+    assert not would_fail(third, history)
+    history.ran(workers(4), 100).ran(workers(2), 100).failed(workers(4, precision="float16"), "compile_error")
+    assert dropped(history) == (("precision", "float16"),)
+    assert would_fail(third, history)
+
+
+def test_a_value_that_ran_once_is_never_dropped():
+    """Two failures elsewhere do not outweigh a measurement."""
+    history = History().ran(workers(1, precision="float16"), 100)
+    history.failed(workers(2, precision="float16"), "user_error")
+    history.failed(workers(4, precision="float16"), "user_error")
+    assert not [pair for pair in dropped(history) if pair[0] == "precision"]
+
+
+def test_a_loader_trial_says_nothing_of_compute():
+    """Values that a partial trial does not use are neither proved nor blamed by it."""
+    history = History()
+    for count in (1, 2):
+        history.failed(workers(count, precision="float16"), "worker_crash", "loader", "loader")
+    assert ("precision", "float16") not in dropped(history)
