@@ -2,51 +2,102 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with every tensor in its containers replaced; other leaves stay as they are."""
+def map_tensors(
+    value: Any,
+    function: Callable[[torch.Tensor], Any],
+    *,
+    movers: Callable[[Any], Any] | None = None,
+) -> Any:
+    """`value` with every tensor in its containers replaced; other leaves stay as they are.
+
+    Args:
+        value: containers in containers.
+        function: gives the new tensor for an old one.
+        movers: gives the new object for one with a `.to()` of its own; without, such objects are containers
+            or leaves like others.
+    """
     if isinstance(value, torch.Tensor):
         return function(value)
+    if movers is not None and _moves_itself(value):
+        return movers(value)
+
+    def inside(item: Any) -> Any:
+        return map_tensors(item, function, movers=movers)
+
     if isinstance(value, Mapping):
-        items = {key: map_tensors(item, function) for key, item in value.items()}
-        return items if type(value) is dict else _like_mapping(value, items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, function) for item in value))
+        return _like_mapping(value, {key: inside(item) for key, item in value.items()})
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(item, function) for item in value)
+        return _like_sequence(value, [inside(item) for item in value])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value) if f.init
-        }
-        return dataclasses.replace(value, **changes)
+        # A copy, not a new instance: what `__post_init__` does to the values must not be done twice.
+        changed = copy.copy(value)
+        for f in dataclasses.fields(value):
+            object.__setattr__(changed, f.name, inside(getattr(value, f.name)))
+        return changed
     return value
 
 
 def _like_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(value) is dict:
+        return items
+    if isinstance(value, (dict, collections.UserDict)):
+        same: Any = copy.copy(value)  # keeps what a subclass holds besides its items
+        same.update(items)
+        return same
     try:
         return type(value)(items)  # type: ignore[call-arg]
     except TypeError:
         return items
 
 
+def _like_sequence(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    try:
+        return type(value)(items)
+    except TypeError:
+        return tuple(items) if isinstance(value, tuple) else items
+
+
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in `value`, in order."""
-    found: list[torch.Tensor] = []
+    """Every tensor in `value`, in order; those that objects with a `.to()` hold as attributes too."""
+    for found in _found(value, set()):
+        if isinstance(found, PackedSequence):
+            yield from (part for part in found if part is not None)
+        else:
+            yield found
 
-    def collect(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
 
-    if not isinstance(value, torch.Tensor) and hasattr(value, "to") and hasattr(value, "__dict__"):
-        value = dict(vars(value)) if not isinstance(value, Mapping) else value
-    map_tensors(value, collect)
-    yield from found
+def _found(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Tensors and packed sequences, which hold several but are one."""
+    if isinstance(value, (torch.Tensor, PackedSequence)):
+        yield value
+        return
+    for item in _items(value, seen):
+        yield from _found(item, seen)
+
+
+def _items(value: Any, seen: set[int]) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (tuple, list)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, f.name) for f in dataclasses.fields(value)]
+    if _moves_itself(value) and hasattr(value, "__dict__") and id(value) not in seen:
+        seen.add(id(value))  # objects may hold each other
+        return vars(value).values()
+    return ()
 
 
 def to_device(
@@ -56,34 +107,36 @@ def to_device(
 
     Objects with a `.to()` of their own are asked to move themselves.
     """
-    if not isinstance(batch, torch.Tensor) and hasattr(batch, "to"):
-        try:
-            return batch.to(device, non_blocking=non_blocking)
-        except TypeError:
-            return batch.to(device)
-    if isinstance(batch, (list, tuple)) and any(_moves_itself(item) for item in batch):
-        moved = [
-            to_device(item, device, non_blocking=non_blocking, channels_last=channels_last) for item in batch
-        ]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         if channels_last and tensor.dim() == 4 and tensor.is_floating_point():
             return tensor.to(device, non_blocking=non_blocking, memory_format=torch.channels_last)
         return tensor.to(device, non_blocking=non_blocking)
 
-    return map_tensors(batch, move)
+    def ask(value: Any) -> Any:
+        try:
+            moved = value.to(device, non_blocking=non_blocking)
+        except TypeError:
+            moved = value.to(device)
+        return value if moved is None else moved  # None: it has moved in place
+
+    return map_tensors(batch, move, movers=ask)
 
 
 def _moves_itself(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) and hasattr(value, "to")
+    return not isinstance(value, (torch.Tensor, type)) and callable(getattr(value, "to", None))
 
 
 def count_samples(batch: Any, default: int) -> int:
-    """Length of the first dimension of the first tensor; `default` where no tensor has one."""
-    for tensor in tensors(batch):
-        if tensor.dim() > 0:
-            return int(tensor.size(0))
+    """Length of the first dimension of the first tensor; `default` where no tensor has one.
+
+    A packed sequence counts its sequences.
+    """
+    for found in _found(batch, set()):
+        if isinstance(found, PackedSequence):
+            return int(found.batch_sizes[0])
+        if found.dim() > 0:
+            return int(found.size(0))
     return default
 
 
