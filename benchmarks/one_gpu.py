@@ -1,0 +1,104 @@
+"""Yours, tuned and the two ceilings of the tuned settings, on one machine in one run.
+
+    python benchmarks/one_gpu.py photos-resnet50 tensors-resnet50 char-lm-gpu --budget 2m --out results.json
+
+After the tuner is done, *yours* and the tuned settings are measured again in alternating order beside the
+ceilings of the tuned settings (the loader alone, the step alone), all in fresh processes; the table is made
+from those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from real_workloads import WORKLOADS
+
+import autotune
+from autotune.codec import encode
+from autotune.measure.payload import pickle_workload
+from autotune.measure.process_runner import ProcessRunner
+from autotune.report.progress import LineListener
+from autotune.trial import Measurement, TrialSpec
+
+
+def case(name: str, budget: str, rounds: int, window_s: float) -> dict[str, Any]:
+    """Tune one workload, then measure what was found once more."""
+    workload = WORKLOADS[name]()
+    with ProcessRunner(pickle_workload(workload)) as runner:
+        started = time.monotonic()
+        best = autotune.find_best(
+            workload, budget=budget, runner=runner, listener=LineListener(lambda t: print(t, file=sys.stderr))
+        )
+        tuning_s = time.monotonic() - started
+        print(best, flush=True)
+        rates: dict[str, list[float]] = {"yours": [], "tuned": [], "loader": [], "compute": []}
+        raw = []
+        for number in range(rounds):
+            base = TrialSpec(
+                settings=best.settings, stage="joint", window_s=window_s, fresh_process=True, timeout_s=200
+            )
+            sides = [
+                ("yours", replace(base, settings=best.outcome.yours)),
+                ("tuned", base),
+                ("loader", replace(base, mode="loader")),
+                ("compute", replace(base, mode="compute")),
+            ]
+            for label, spec in sides if number % 2 == 0 else sides[::-1]:
+                outcome = runner.run(spec)
+                raw.append({"side": label, "spec": encode(spec), "outcome": encode(outcome)})
+                if isinstance(outcome, Measurement):
+                    rates[label].append(outcome.samples_per_s)
+    return {
+        "workload": name,
+        "tuning_s": tuning_s,
+        "settings": encode(best.settings),
+        "yours_settings": encode(best.outcome.yours),
+        "verdict": best.outcome.verdict.sentence,
+        "changed": best.settings.changed_from(best.outcome.yours),
+        "rates": rates,
+        "machine": encode(best.outcome.machine),
+        "trials": [encode(trial) for trial in best.outcome.trials],
+        "raw": raw,
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    """One row of the table."""
+    rate = {label: median(values) if values else float("nan") for label, values in result["rates"].items()}
+    ceiling = min(rate["loader"], rate["compute"])
+    return (
+        f"{result['workload']:<18} yours {rate['yours']:>8.1f}  tuned {rate['tuned']:>8.1f}"
+        f"  {rate['tuned'] / rate['yours']:>5.2f}x"
+        f"  loader alone {rate['loader']:>8.1f}  step alone {rate['compute']:>8.1f}"
+        f"  of the lower ceiling {rate['tuned'] / ceiling:.3f}  tuning {result['tuning_s']:.0f} s"
+    )
+
+
+def main() -> None:
+    """Run the cases named and print a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workloads", nargs="+", choices=list(WORKLOADS))
+    parser.add_argument("--budget", default="2m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--window-s", type=float, default=3.0)
+    parser.add_argument("--out", type=Path, default=None, help="where the raw data goes, as JSON")
+    args = parser.parse_args()
+    results = []
+    for name in args.workloads:
+        results.append(case(name, args.budget, args.rounds, args.window_s))
+        if args.out is not None:
+            args.out.write_text(json.dumps({"python": platform.python_version(), "cases": results}))
+        print(line(results[-1]), flush=True)
+    print("\n".join(line(result) for result in results))
+
+
+if __name__ == "__main__":
+    main()
