@@ -105,7 +105,7 @@ def _decode_union(args: tuple[Any, ...], data: Any, path: Path, problems: list[P
         if not found:
             return value
         attempts.append(found)
-    fewest: list[Problem] = min(attempts, key=lambda found: len(found))
+    fewest: list[Problem] = min(attempts, key=lambda found: len(found))  # noqa: PLW0108  # bare `len` has too wide a type
     problems.extend(fewest)
     return None
 

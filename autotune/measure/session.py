@@ -20,13 +20,14 @@ from autotune.errors import ModelError, UsageError
 from autotune.facts import MachineFacts
 from autotune.measure import batches, flags, limits, loaders, losses, optimizers, survey, timing
 from autotune.measure.classify import classify
+from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed
 from autotune.measure.seam import Description
 from autotune.measure.stepkit import StepKit
 from autotune.settings import Settings
 from autotune.space.rules import canonical
-from autotune.trial import Failure, Measurement, TrialSpec
+from autotune.trial import Block, Failure, Measurement, Stopped, TrialSpec
 from autotune.workload import Workload
 
 
@@ -177,6 +178,8 @@ class Session:
                 return self._measure(spec, started)
         except timing.DivergedError as error:
             failure = Failure(kind="non_finite", message=str(error), hint="try a lower learning rate")
+        except timing.OutOfTimeError:
+            failure = make_failure("timeout", message=f"no end after {spec.timeout_s:.0f} s")
         except Exception as error:  # anything the user's code raises is this trial's outcome
             with _deaf_to_workers():
                 failure = classify(error, phase=spec.mode, oom_killed=limits.oom_kills() > kills)
@@ -200,39 +203,41 @@ class Session:
         return indices
 
     def _measure(self, spec: TrialSpec, started: float) -> Measurement:
+        deadline = started + spec.timeout_s
         self.clock.reset()
         if spec.mode == "loader":
             return self._measure_loader(spec, started)
         kit = self.make_kit(spec.settings)
         held, samples = self.held_batch(spec.settings.loader.batch_size)
-        warmup_s, step_s = timing.warm_up(kit.step, held, self.clock)
+        warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline)
         if spec.mode == "full" and self.parts is not None:
             self._feed = LoaderFeed(self.parts, spec.settings.loader)
         else:
             resident = kit.to_device(held) if held is not None else None
             self._feed = HeldFeed(resident, samples)
         workers = spec.settings.loader.num_workers if spec.mode == "full" else 0
-        timer = timing.BlockTimer(kit.step, self._feed, self.clock, workers)
-        step_s = timer.discard(spec.window_s) if workers or spec.mode == "full" else step_s
+        timer = timing.BlockTimer(kit.step, self._feed, self.clock, workers, deadline)
+        step_s = timer.discard(spec.window_s) if spec.mode == "full" else warm.step_s
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
-        return self._put_together(spec, timer, blocks, stopped, warmup_s, started)
+        return self._put_together(spec, timer, blocks, stopped, warm, started)
 
     def _measure_loader(self, spec: TrialSpec, started: float) -> Measurement:
         if self.parts is None:
             raise UsageError("a loop without a DataLoader has no loader to measure")
         self._feed = LoaderFeed(self.parts, spec.settings.loader)
-        timer = timing.BlockTimer(None, self._feed, self.clock, spec.settings.loader.num_workers)
+        workers, deadline = spec.settings.loader.num_workers, started + spec.timeout_s
+        timer = timing.BlockTimer(None, self._feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s)
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
-        return self._put_together(spec, timer, blocks, stopped, 0.0, started)
+        return self._put_together(spec, timer, blocks, stopped, None, started)
 
     def _put_together(
         self,
         spec: TrialSpec,
         timer: timing.BlockTimer,
-        blocks: Any,
-        stopped: Any,
-        warmup_s: float,
+        blocks: tuple[Block, ...],
+        stopped: Stopped,
+        warm: timing.WarmUp | None,
         started: float,
     ) -> Measurement:
         assert self._feed is not None, "measured from a feed"
@@ -247,7 +252,7 @@ class Session:
             stopped,
             timer=timer,
             clock=self.clock,
-            warmup_s=max(0.0, warmup_s),
+            warm=warm,
             startup_s=startup_s,
             restart_s=restart_s,
             wall_s=time.perf_counter() - started,

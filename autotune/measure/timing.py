@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,30 +27,50 @@ class DivergedError(Exception):
     """The loss became NaN or infinite while a setting was measured."""
 
 
-def warm_up(step: Step, batch: Any, clock: DeviceClock, *, at_most_s: float = 5.0) -> tuple[float, float]:
+class OutOfTimeError(Exception):
+    """A trial ran past its timeout. The bench process is ended from outside when it hangs in one step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """What the steps before the timed ones showed."""
+
+    elapsed_s: float
+    step_s: float
+    """Seconds of the last step."""
+    first_loss: float | None
+
+
+def warm_up(step: Step, batch: Any, clock: DeviceClock, *, deadline: float, at_most_s: float = 5.0) -> WarmUp:
     """Run steps on one held batch until the step time has settled: kernels chosen, memory allocated.
 
-    Returns:
-        Seconds spent, and the seconds of the last step.
+    Raises:
+        OutOfTimeError: at `deadline`, a reading of `time.perf_counter`.
     """
     started = time.perf_counter()
+    first: float | None = None
     best = last = math.inf
     for count in range(1, 7):
-        before = time.perf_counter()
-        step(batch)
+        before = _in_time(deadline)
+        loss = step(batch)
         clock.synchronize()
         last = time.perf_counter() - before
+        if first is None and isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            first = float(loss)
         settled = last <= 1.15 * best
         best = min(best, last)
         if (count >= 2 and settled) or (count >= 2 and time.perf_counter() - started > at_most_s):
             break
-    return time.perf_counter() - started, last
+    return WarmUp(elapsed_s=time.perf_counter() - started, step_s=last, first_loss=first)
 
 
 class BlockTimer:
     """Times blocks of steps of a feed into a step function."""
 
-    def __init__(self, step: Step | None, feed: Feed, clock: DeviceClock, num_workers: int) -> None:
+    def __init__(
+        self, step: Step | None, feed: Feed, clock: DeviceClock, num_workers: int, deadline: float
+    ) -> None:
+        self._deadline = deadline
         self._step = step
         self._feed = feed
         self._clock = clock
@@ -79,7 +100,7 @@ class BlockTimer:
         """A block of so many steps.
 
         Raises:
-            DivergedError
+            DivergedError, OutOfTimeError
         """
         retries = self._clock.allocator_retries()
         epochs, restarted = self._feed.epochs, len(self._feed.restarts_s)
@@ -87,7 +108,7 @@ class BlockTimer:
         samples, wait_s, loss = 0, 0.0, None
         started = time.perf_counter()
         for _ in range(steps):
-            before = time.perf_counter()
+            before = _in_time(self._deadline)
             batch, count = self._feed.next()
             wait_s += time.perf_counter() - before
             samples += count
@@ -116,6 +137,7 @@ class BlockTimer:
         return max(1, math.ceil(block_s / max(step_s, 1e-9) / self._workers)) * self._workers
 
     def _one(self) -> None:
+        _in_time(self._deadline)
         batch, _ = self._feed.next()
         if self._step is not None:
             self._step(batch)
@@ -125,6 +147,13 @@ class BlockTimer:
             self.last_loss = float(loss)
             if not math.isfinite(self.last_loss):
                 raise DivergedError(f"the loss became {self.last_loss}")
+
+
+def _in_time(deadline: float) -> float:
+    now = time.perf_counter()
+    if now > deadline:
+        raise OutOfTimeError
+    return now
 
 
 def _marks(*, retried: bool, busy: bool, restarted: bool) -> tuple[str, ...]:
@@ -165,7 +194,7 @@ def measurement(
     *,
     timer: BlockTimer,
     clock: DeviceClock,
-    warmup_s: float,
+    warm: WarmUp | None,
     startup_s: float,
     restart_s: float,
     wall_s: float,
@@ -174,11 +203,12 @@ def measurement(
     return Measurement(
         blocks=blocks,
         stopped=stopped,
-        warmup_s=warmup_s,
+        warmup_s=warm.elapsed_s if warm is not None else 0.0,
         startup_s=startup_s,
         restart_s=restart_s,
         peak_device_bytes=clock.peak_bytes(),
         peak_host_bytes=resident_bytes(),
+        first_loss=warm.first_loss if warm is not None else None,
         last_loss=timer.last_loss,
         wall_s=wall_s,
     )
