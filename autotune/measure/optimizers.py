@@ -67,7 +67,7 @@ def build_optimizers(frozen: Any, models: Mapping[str, nn.Module]) -> dict[str, 
         if not isinstance(one, Rebuilt) and name not in models:
             raise UsageError(
                 f"`optimizer` has the key {name!r} and `model` has not",
-                why=f"models: {', '.join(models)}",
+                why=f"models: {', '.join(models)}" if any(models) else "`model` is a single one",
                 fix="use the same keys in both dicts",
             )
         built[name] = _build(one, list(models[name].parameters()) if name in models else [])
@@ -118,18 +118,40 @@ def fused_available(optimizers: Iterable[Optimizer], device_type: str) -> bool:
 
 
 def set_fused(optimizer: Optimizer, fused: bool) -> None:
-    """Switch an optimizer to the fused step or back, in place: schedulers that hold it go on working."""
+    """Switch an optimizer to the fused step or back, in place: schedulers that hold it go on working.
+
+    Raises:
+        UsageError: for one that torch has no fused step for.
+    """
     if all(bool(group.get("fused")) == fused for group in optimizer.param_groups):
         return
-    for group in optimizer.param_groups:
-        group["fused"] = True if fused else None
-        group["foreach"] = None
+    if fused and not isinstance(optimizer, _FUSED):
+        # A gradient scaler believes the flag set below, and would leave the gradients scaled.
+        raise UsageError(
+            f"torch has no fused step for {type(optimizer).__name__}",
+            why="the settings ask for `fused_optimizer`",
+            fix=f"use one of {', '.join(kind.__name__ for kind in _FUSED)}, or settings without it",
+        )
+    for options in (optimizer.defaults, *optimizer.param_groups):  # defaults: for groups added later
+        options["fused"] = True if fused else None
+        options["foreach"] = None
     # A step counter may have to move to the parameters' device: torch does so while loading state.
     optimizer.load_state_dict(optimizer.state_dict())
     if fused:
         optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # as the constructor does
-    elif hasattr(optimizer, "_step_supports_amp_scaling"):
+        return
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
         optimizer._step_supports_amp_scaling = False
+    _counters_to_host(optimizer)
+
+
+def _counters_to_host(optimizer: Optimizer) -> None:
+    """Where an optimizer that never was fused keeps them; torch reads them there at every step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if not group.get("capturable") else ():
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].cpu()
 
 
 def scale_learning_rates(optimizers: Sequence[Optimizer], factors: Callable[[int], float]) -> None:
