@@ -177,10 +177,11 @@ class Costs:
     def patience_s(self, spec: TrialSpec) -> float:
         """Seconds after which `spec` counts as hung.
 
+        A tenth of the budget, for a hang to cost no more, but never less than workers may need to start.
         *Yours* gets more: nothing is known of it yet, and nothing can be done without it.
         """
-        least_s = 120.0 if spec.stage == "yours" else 20.0
-        return max(least_s, 4 * self.predicted_s(spec) + 10.0)
+        least_s = 120.0 if spec.stage == "yours" else min(max(self.know.ctx.budget_s / 10, 15.0), 60.0)
+        return max(least_s, 4 * self.predicted_s(spec) + 8.0)
 
 
 def wall_s(trial: Trial) -> float:

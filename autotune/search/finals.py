@@ -101,7 +101,7 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
     sentence = (
         f"yours stays: none of {len(tried)} other settings was more than 1 % faster"
         if tried
-        else "yours stays: there was nothing else to try"
+        else f"yours stays: {know.ctx.search_over or 'nothing else was tried'}"
     )
     return Verdict(kind="kept", winner=know.yours, sentence=sentence)
 

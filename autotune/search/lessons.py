@@ -13,7 +13,8 @@ _HALF_WIDTH = ("bfloat16", "float16")
 
 def would_fail(settings: Settings, history: Sequence[Trial]) -> bool:
     """Whether `settings` repeat a failure, need at least as much as one, or hold a value that never works."""
-    if any(_repeats(settings, t) for t in history if t.failure is not None):
+    ran = [t.settings for t in history if t.failure is None and t.spec.mode == "full"]
+    if any(_repeats(settings, t) for t in history if t.failure is not None and not _refuted(t, ran)):
         return True
     flat = settings.flat()
     return any(flat[knob] == value for knob, value in dropped(history))
@@ -39,6 +40,16 @@ def _exercised(trial: Trial) -> set[tuple[str, KnobValue]]:
     idle = {"full": (), "loader": GROUPS["compute"] + GROUPS["transfer"], "compute": GROUPS["loader"]}
     unused = idle[trial.spec.mode]
     return {(knob, value) for knob, value in trial.settings.flat().items() if knob not in unused}
+
+
+def _refuted(trial: Trial, ran: Sequence[Settings]) -> bool:
+    """Whether full trials ran with the very side that failed alone: then the fault lay elsewhere."""
+    theirs = trial.settings
+    if trial.spec.mode == "loader":
+        return any(s.loader == theirs.loader for s in ran)
+    if trial.spec.mode == "compute":
+        return any(s.compute == theirs.compute and _batch(s) == _batch(theirs) for s in ran)
+    return False
 
 
 def _repeats(settings: Settings, trial: Trial) -> bool:

@@ -131,7 +131,7 @@ def _search(know: Knowledge, costs: Costs) -> Move:
 
 
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
-    spec = _ceiling(know, costs) or _race(know, costs) or _fixed(know, costs)
+    spec = _ceiling(know, costs, room_s) or _race(know, costs) or _fixed(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = _open_groups(know)
@@ -148,13 +148,18 @@ def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndS
     return Sample(spec=costs.search_spec(know.incumbent, "sampled", "proposed by the sampler"))
 
 
-def _ceiling(know: Knowledge, costs: Costs) -> TrialSpec | None:
-    """What each side of *yours* does alone: without a loader there is one side only."""
+def _ceiling(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
+    """What each side of *yours* does alone: without a loader there is one side only.
+
+    Good to know, but not at the price of the only trial that a short budget allows.
+    """
     if not know.ctx.space.workload.has_loader:
         return None
+    full_s = costs.predicted_s(costs.search_spec(know.incumbent, "joint", ""))
     for mode, reason in _CEILINGS:
         if not any(t.spec.stage == "ceiling" and t.spec.mode == mode for t in know.history):
-            return costs.search_spec(know.yours, "ceiling", reason, mode)
+            spec = costs.search_spec(know.yours, "ceiling", reason, mode)
+            return spec if costs.predicted_s(spec) + 2 * full_s <= room_s else None
     return None
 
 

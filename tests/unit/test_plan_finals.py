@@ -80,6 +80,14 @@ def test_nobody_meets_yours_without_a_noticeable_lead():
     assert "none of 1 other settings" in verdict.sentence
 
 
+def test_yours_that_met_nobody_is_kept_for_the_reason_that_ended_the_search():
+    """With nothing tried, the sentence says why rather than claim a comparison."""
+    know = Knowledge(
+        context(SPACE, search_over="the time for the search was used up"), History().opened(SPACE)
+    )
+    assert judged(know, Costs(know)).sentence == "yours stays: the time for the search was used up"
+
+
 def test_a_second_candidate_must_be_close():
     """Near ties go to the finals together, one that is far behind does not."""
     near, far = know_of(searched(fast=198, faster=200)), know_of(searched(fast=150, faster=200))

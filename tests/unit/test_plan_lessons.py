@@ -77,6 +77,14 @@ def test_a_value_that_ran_once_is_never_dropped():
     assert not [pair for pair in dropped(history) if pair[0] == "precision"]
 
 
+def test_a_side_that_failed_alone_and_ran_in_full_forbids_nothing():
+    """A loader trial that hangs where the real step runs well is an accident, not a lesson."""
+    history = History().ran(workers(0, None), 100, "yours")
+    history.failed(workers(0, None), "timeout", "ceiling", "loader")
+    assert not would_fail(workers(4), history)
+    assert not would_fail(workers(0, None, channels_last=True), history)
+
+
 def test_a_loader_trial_says_nothing_of_compute():
     """Values that a partial trial does not use are neither proved nor blamed by it."""
     history = History()

@@ -47,6 +47,13 @@ def test_a_failed_ceiling_is_not_asked_for_again():
     assert move_of(space, history).spec.mode == "compute"
 
 
+def test_a_short_budget_goes_to_full_trials():
+    """Where only a trial or two fit before the finals, they are not spent on ceilings."""
+    space = space_of()
+    history = History().ran(space.yours, 100, "yours", wall_s=3.0)
+    assert move_of(space, history, remaining_s=40.0).spec.settings == bundle(space)
+
+
 def test_without_a_loader_there_are_no_ceilings():
     """A loop without a DataLoader has one side only."""
     space = space_of(dataset_class=None, batch_size=None)
