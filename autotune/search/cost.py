@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from autotune.search.knowledge import Knowledge
 from autotune.settings import Settings
@@ -52,25 +53,30 @@ class Costs:
         self.step_s = know.latest(know.incumbent).step_s if know.full else facts.step_s
         self.window_s = window_s(know.ctx.budget_s, self.step_s)
 
-    def overhead_s(self, mode: Mode, *, fresh: bool = False) -> float:
-        """What such a trial costs beside its timed blocks: the most of the last eight, at first a guess."""
-        seen = self._overheads(mode, fresh)
-        if seen:
-            return max(seen[-8:])
-        if fresh:
-            return self.setup_s + self.overhead_s(mode)
-        return self.overhead_s("full") if mode != "full" else self.setup_s
+    def overhead_s(self, settings: Settings, mode: Mode, *, fresh: bool = False) -> float:
+        """What such a trial costs beside its timed blocks: warming up, starting workers and processes.
 
-    def _overheads(self, mode: Mode, fresh: bool) -> list[float]:
+        The most that these settings took, else what is usual: a slow neighbour says little about them.
+        """
         trials = [t for t in self.know.history if t.spec.mode == mode and t.spec.fresh_process == fresh]
-        found = [t.measurement.wall_s - t.measurement.elapsed_s for t in trials if t.measurement is not None]
-        # The first one may hold the start of the bench process and a cold page cache.
-        return found[1:] if len(found) > 2 and not fresh else found
+        seen = [(t.settings, t.measurement.wall_s - t.measurement.elapsed_s) for t in trials if t.measurement]
+        own = [seconds for theirs, seconds in seen if theirs == settings]
+        if own:
+            return max(own)
+        if fresh:
+            return self.setup_s + self.overhead_s(settings, mode)
+        if seen:
+            return statistics.median_high(seconds for _, seconds in seen)
+        return self.overhead_s(settings, "full") if mode != "full" else self.setup_s
 
     def predicted_s(self, spec: TrialSpec) -> float:
         """Wall seconds that `spec` is expected to take."""
         timed = self._timed_s(spec.settings, spec.window_s, spec.min_blocks)
-        return timed + self.overhead_s(spec.mode, fresh=spec.fresh_process) + self._revival_s(spec)
+        return (
+            timed
+            + self._revival_s(spec)
+            + self.overhead_s(spec.settings, spec.mode, fresh=spec.fresh_process)
+        )
 
     def _timed_s(self, settings: Settings, window: float, blocks: int) -> float:
         """Seconds of the blocks, which are whole: each a step for every worker at least."""
@@ -86,7 +92,7 @@ class Costs:
         return self.setup_s if failure is not None and failure.kind not in _SURVIVED else 0.0
 
     def search_spec(self, settings: Settings, stage: Stage, reason: str, mode: Mode = "full") -> TrialSpec:
-        """The spec of a search trial; `fit` gives it its timeout."""
+        """The spec of a search trial; the plan gives it its timeout."""
         window = self.window_s if mode == "full" else self.window_s * _SHORT
         workers = 0 if mode == "compute" else settings.loader.num_workers
         races = mode == "full" and stage in ("joint", "sampled")
@@ -131,7 +137,7 @@ class Costs:
         """Seconds of one final: fresh processes cost their start."""
         window = _FINAL_WINDOW * self.window_s
         blocks = min_blocks(window, self.step_s, settings.loader.num_workers)
-        return self._timed_s(settings, window, blocks) + self.overhead_s("full", fresh=fresh)
+        return self._timed_s(settings, window, blocks) + self.overhead_s(settings, "full", fresh=fresh)
 
     @property
     def fresh_finals(self) -> bool:

@@ -36,9 +36,21 @@ def test_overhead_is_learned_from_trials_of_the_same_mode():
     history.ran(space.yours, 100, "ceiling", "loader", wall_s=12.0)
     history.ran(space.yours, 100, "ceiling", "compute", wall_s=2.5)
     costs = costs_of(history, space)
-    assert costs.overhead_s("full") == pytest.approx(1.0)
-    assert costs.overhead_s("loader") == pytest.approx(10.0)
-    assert costs.overhead_s("compute") == pytest.approx(0.5)
+    assert costs.overhead_s(space.yours, "full") == pytest.approx(1.0)
+    assert costs.overhead_s(space.yours, "loader") == pytest.approx(10.0)
+    assert costs.overhead_s(space.yours, "compute") == pytest.approx(0.5)
+
+
+def test_a_slow_neighbour_does_not_make_other_settings_dear():
+    """One setting that takes long to warm up says so of itself alone: the finals keep their price."""
+    space = space_of()
+    slow, usual = space.settings(num_workers=3), space.settings(num_workers=2)
+    history = History().opened(space).ran(space.settings(num_workers=1), 100, wall_s=3.0)
+    before = costs_of(history, space).reserve_s
+    costs = costs_of(history.ran(slow, 50, wall_s=30.0), space)
+    assert costs.overhead_s(slow, "full") == pytest.approx(28.0)
+    assert costs.overhead_s(usual, "full") == pytest.approx(1.0)
+    assert costs.reserve_s == pytest.approx(before)
 
 
 def test_a_dead_process_costs_its_start_again():
