@@ -19,6 +19,8 @@ Step = Callable[[Any], torch.Tensor | None]
 
 FOREIGN_CPUS_MARK = 0.25
 """Average CPUs used by others above which a block is marked."""
+_LONG_BLOCK = 2.0
+"""A block may overrun by this factor: a bad guess of the step's length must not cost minutes."""
 _SLOW_WINDOW = 3.0
 """A window may overrun by this factor to complete its blocks; then two are enough."""
 
@@ -82,8 +84,10 @@ class BlockTimer:
         """Steps that fill the pipeline: one for each worker, and all that is in flight if time allows.
 
         Returns:
-            Seconds of a step, as seen.
+            Seconds of a step, as seen, its batch included.
         """
+        self._one()  # apart from the others: its batch came with the start, and costs nothing here
+        self._clock.synchronize()
         wanted = max(self._workers, self._feed.in_flight, 1)
         started = time.perf_counter()
         done = 0
@@ -96,8 +100,8 @@ class BlockTimer:
         self._clock.synchronize()
         return (time.perf_counter() - started) / done
 
-    def block(self, steps: int) -> Block:
-        """A block of so many steps.
+    def block(self, steps: int, at_most_s: float) -> Block:
+        """A block of so many steps, or of the fewer that fit into `at_most_s`.
 
         Raises:
             DivergedError, OutOfTimeError
@@ -107,8 +111,11 @@ class BlockTimer:
         self._load.start()
         samples, wait_s, loss = 0, 0.0, None
         started = time.perf_counter()
-        for _ in range(steps):
+        for done in range(steps):
             before = _in_time(self._deadline)
+            if before - started > at_most_s and done % self._workers == 0:
+                steps = done
+                break
             batch, count = self._feed.next()
             wait_s += time.perf_counter() - before
             samples += count
@@ -169,10 +176,10 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
     blocks: list[Block] = []
     elapsed_s = 0.0
     while True:
-        block = timer.block(steps)
+        block = timer.block(steps, _LONG_BLOCK * block_s)
         blocks.append(block)
         elapsed_s += block.elapsed_s
-        if block.elapsed_s < block_s / 2:  # the first guess of a step's length was too long
+        if not block_s / 2 <= block.elapsed_s <= 2 * block_s:  # the guess of a step's length was wrong
             steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
         if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
             return tuple(blocks), "gave_up"
