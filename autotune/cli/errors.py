@@ -19,6 +19,7 @@ from autotune.errors import AutotuneError
 OK = 0
 EXPECTED = 1
 USAGE = 2
+UNFIT = 3
 DOUBTFUL = 4
 BUG = 70
 INTERRUPTED = 130

@@ -15,6 +15,7 @@ from autotune.cli.errors import guarded
 _COMMANDS = {
     "tune": ("autotune.cli.tune", "Find the settings that train a workload fastest."),
     "show": ("autotune.cli.show", "Show a saved profile as a table."),
+    "check": ("autotune.cli.check", "Measure whether a saved profile still holds here."),
     "env": ("autotune.cli.env", "Show what this machine offers to training."),
     "demo": ("autotune.cli.demo", "Tune a small example, to see what this does; about a minute."),
 }
