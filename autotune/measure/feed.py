@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from autotune.errors import DatasetError, DatasetTooSmallError
 from autotune.measure import batches
 from autotune.measure.loaders import LoaderParts, build_endless, end_workers
 from autotune.settings import LoaderSettings
@@ -13,7 +14,7 @@ from autotune.settings import LoaderSettings
 class LoaderFeed:
     """Batches from a loader with given settings, with starts timed.
 
-    Create it when everything else is warm and use it at once: while nothing consumes, the workers fill
+    `start()` it when everything else is warm and use it at once: while nothing consumes, the workers fill
     their queues, and a full queue makes the next steps look faster than the loader is.
     """
 
@@ -23,16 +24,39 @@ class LoaderFeed:
         self.loader, self.endless = build_endless(parts, settings)
         self.epochs = 0
         self.restarts_s: list[float] = []
+        self.first_batch_s = 0.0
         self._ended = False
+        self._iterator: Any = None
+        self._fetched: list[Any] = []
+
+    def start(self) -> None:
+        """Start the workers and fetch the first batch, which `next` hands out.
+
+        Apart from the constructor, so that a feed whose first fetch raises can still name the samples.
+
+        Raises:
+            DatasetTooSmallError: when there is no first batch.
+        """
         started = time.perf_counter()
-        self._iterator: Any = iter(self.loader)
-        self._first: Any = next(self._iterator)
+        self._iterator = iter(self.loader)
+        try:
+            self._fetched = [next(self._iterator)]
+        except StopIteration:
+            raise DatasetTooSmallError(
+                "the loader ended before its first batch",
+                why=f"with {_described(self.parts, self.settings)}",
+                fix="lower batch_size or num_workers, so that there is a batch in each worker's share",
+            ) from None
         self.first_batch_s = time.perf_counter() - started
 
     def next(self) -> tuple[Any, int]:
-        """A batch and its number of samples. A stream that ends starts anew; that time is kept apart."""
-        if self._first is not None:
-            batch, self._first = self._first, None
+        """A batch and its number of samples. A stream that ends starts anew; that time is kept apart.
+
+        Raises:
+            DatasetError: for a stream that gives nothing the second time.
+        """
+        if self._fetched:
+            batch = self._fetched.pop()
         else:
             try:
                 batch = next(self._iterator)
@@ -43,7 +67,14 @@ class LoaderFeed:
     def _restart(self) -> Any:
         started = time.perf_counter()
         self._iterator = iter(self.loader)
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise DatasetError(
+                "the dataset cannot be read a second time",
+                why=f"iter({type(self.parts.dataset).__name__}) gave nothing after its first epoch",
+                fix="let `__iter__` start anew each time, as training for several epochs needs it too",
+            ) from None
         self.epochs += 1
         self.restarts_s.append(time.perf_counter() - started)
         return batch
@@ -87,6 +118,11 @@ class LoaderFeed:
             self._ended = True
             end_workers(self._iterator, self.loader)
             self._iterator = None
+
+
+def _described(parts: LoaderParts, settings: LoaderSettings) -> str:
+    said = [f"batch_size {settings.batch_size}", f"num_workers {settings.num_workers}"]
+    return ", ".join(said + ["drop_last"] * parts.drop_last)
 
 
 class HeldFeed:

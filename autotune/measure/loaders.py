@@ -12,18 +12,23 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
+    default_collate,
+    default_convert,
 )
 
-from autotune.errors import DatasetTooSmallError, EmptyDatasetError
+from autotune.errors import DatasetTooSmallError, EmptyDatasetError, UsageError
 from autotune.measure import by_value
 from autotune.settings import LoaderSettings
 from autotune.workload import Workload
 
 DEFAULT_BATCH_SIZE = 32
+_WRAPPED = 1000
+"""Datasets looked for in one list of another; longer lists hold samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +58,12 @@ class LoaderParts:
         return isinstance(self.dataset, IterableDataset)
 
     def samples(self) -> int | None:
-        """Samples in one epoch, None where nobody knows."""
+        """Samples in one epoch, None where nobody knows: a dataset that makes batches counts those."""
+        if self.batch_sampler is None and self.settings.batch_size is None:
+            return None
+        return self._length()
+
+    def _length(self) -> int | None:
         source = self.dataset if self.sampler is None or self.iterable else self.sampler
         if self.batch_sampler is not None or self.settings.batch_size is None:
             source = self.dataset
@@ -67,9 +77,16 @@ class LoaderParts:
 
         Raises:
             EmptyDatasetError, DatasetTooSmallError
+            UsageError: where torch's own samplers need a length and there is none.
         """
-        samples, batch_size = self.samples(), self.settings.batch_size
+        samples, batch_size = self._length(), self.settings.batch_size
         if samples is None:
+            if not self.iterable and self.sampler is None and self.batch_sampler is None:
+                raise UsageError(
+                    "the dataset has no length",
+                    why=f"{type(self.dataset).__name__} has no `__len__`, and there is no sampler",
+                    fix="give it a `__len__`, pass a DataLoader with a sampler, or make it a stream",
+                )
             return
         if samples == 0:
             raise EmptyDatasetError(
@@ -86,14 +103,30 @@ class LoaderParts:
 
 
 def parts_of(workload: Workload) -> LoaderParts | None:
-    """The parts of the workload's loader; None for a loop without one."""
+    """The parts of the workload's loader; None for a loop without one.
+
+    Raises:
+        UsageError: for what is no dataset.
+    """
     dataset = workload.dataset
     if dataset is None:
         return None
     if isinstance(dataset, DataLoader):
         return _parts_of_loader(dataset)
-    if callable(dataset) and not hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset):
+    if not isinstance(dataset, type) and (
+        isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__")
+    ):
+        return _parts_of_dataset(dataset, workload)
+    if callable(dataset):
         return parts_of(workload.with_(dataset=dataset()))
+    raise UsageError(
+        "`dataset` is no dataset",
+        why=f"{type(dataset).__name__} has no `__getitem__` and is no IterableDataset",
+        fix="pass a torch dataset, a list, a DataLoader, or a function that makes one",
+    )
+
+
+def _parts_of_dataset(dataset: Any, workload: Workload) -> LoaderParts:
     return LoaderParts(
         dataset=dataset,
         settings=LoaderSettings(batch_size=workload.batch_size or DEFAULT_BATCH_SIZE),
@@ -104,22 +137,25 @@ def parts_of(workload: Workload) -> LoaderParts | None:
 
 
 def _parts_of_loader(loader: DataLoader[Any]) -> LoaderParts:
-    own_batches = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    # Also where the user made it: then the loader's own batch_size, sampler and drop_last say nothing.
+    usual = loader.batch_sampler if type(loader.batch_sampler) is BatchSampler else None
+    own_batches = loader.batch_sampler is not None and usual is None
     iterable = isinstance(loader.dataset, IterableDataset)
     plain = type(loader) is DataLoader
     return LoaderParts(
         dataset=loader.dataset,
         settings=LoaderSettings(
-            batch_size=loader.batch_size,
+            batch_size=usual.batch_size if usual is not None else loader.batch_size,
             num_workers=loader.num_workers,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
             pin_memory=loader.pin_memory,
         ),
-        sampler=None if iterable or own_batches else loader.sampler,
+        sampler=None if iterable or own_batches else usual.sampler if usual is not None else loader.sampler,
         batch_sampler=loader.batch_sampler if own_batches else None,
-        collate_fn=loader.collate_fn,
-        drop_last=loader.drop_last,
+        # torch's own depends on whether there are batches, which overrides may change.
+        collate_fn=None if loader.collate_fn in (default_collate, default_convert) else loader.collate_fn,
+        drop_last=usual.drop_last if usual is not None else loader.drop_last,
         worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
         multiprocessing_context=_context_name(loader.multiprocessing_context),
@@ -140,31 +176,52 @@ def private_copy(parts: LoaderParts) -> LoaderParts:
 
     The dataset itself is shared: it can be large, and reading it is what it is for.
     """
-    memo = {id(parts.dataset): parts.dataset}
+    memo = _datasets(parts.dataset)
     own = {
         name: copy.deepcopy(getattr(parts, name), memo) for name in ("sampler", "batch_sampler", "generator")
     }
     return replace(parts, **own)
 
 
+def _datasets(dataset: Any) -> dict[int, Any]:
+    """The dataset and those that it wraps, which samplers may hold too, by identity."""
+    found: dict[int, Any] = {}
+    pending = [dataset]
+    while pending:
+        current = pending.pop()
+        if id(current) in found:
+            continue
+        found[id(current)] = current
+        held = vars(current).values() if hasattr(current, "__dict__") else ()
+        for value in held:
+            inner = value if isinstance(value, (list, tuple)) else (value,)
+            pending.extend(item for item in inner[:_WRAPPED] if isinstance(item, Dataset))
+    return found
+
+
 def build_loader(parts: LoaderParts, settings: LoaderSettings, **overrides: Any) -> DataLoader[Any]:
-    """A plain DataLoader of these parts with these settings; `overrides` go to its constructor last."""
-    kwargs = _common(parts, settings)
-    if parts.batch_sampler is not None:
-        kwargs["batch_sampler"] = parts.batch_sampler
-    else:
-        kwargs["batch_size"] = settings.batch_size
-        if settings.batch_size is not None:
-            kwargs["drop_last"] = parts.drop_last
-        if not parts.iterable:
-            kwargs.update(
-                {"sampler": parts.sampler} if parts.sampler is not None else {"shuffle": parts.shuffle}
-            )
-    kwargs.update(overrides)
-    if kwargs.get("num_workers", 0) == 0:
-        for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"):
-            kwargs.pop(name, None)
-    return DataLoader(parts.dataset, **kwargs)
+    """A plain DataLoader of these parts with these settings.
+
+    `overrides` go to its constructor last, and what they exclude there is left out.
+    """
+    workers = overrides.get("num_workers", settings.num_workers)
+    kwargs = _common(parts, replace(settings, num_workers=workers)) | _batching(parts, settings, overrides)
+    return DataLoader(parts.dataset, **{**kwargs, **overrides})
+
+
+def _batching(parts: LoaderParts, settings: LoaderSettings, overrides: dict[str, Any]) -> dict[str, Any]:
+    if "batch_sampler" in overrides:
+        return {}
+    if parts.batch_sampler is not None and "batch_size" not in overrides:
+        return {"batch_sampler": parts.batch_sampler}
+    # A dataset that makes its batches goes on doing so; settings without a size leave it to these parts.
+    size = parts.settings.batch_size and (settings.batch_size or parts.settings.batch_size)
+    kwargs: dict[str, Any] = {"batch_size": size}
+    if overrides.get("batch_size", size) is not None:
+        kwargs["drop_last"] = parts.drop_last
+    if not parts.iterable and not overrides.keys() & {"sampler", "shuffle"}:
+        kwargs |= {"sampler": parts.sampler} if parts.sampler is not None else {"shuffle": parts.shuffle}
+    return kwargs
 
 
 def _common(parts: LoaderParts, settings: LoaderSettings) -> dict[str, Any]:
@@ -273,9 +330,14 @@ def shards_itself(parts: LoaderParts) -> bool:
     kind = type(dataset)
     if kind.__module__.startswith("datasets.") and getattr(dataset, "num_shards", 0) > 1:
         return True
-    if any(base.__name__ == "IterDataPipe" for base in kind.__mro__):
-        return True
+    if _is_pipe(dataset):
+        return any(hasattr(pipe, "apply_sharding") for pipe in _datasets(dataset).values() if _is_pipe(pipe))
     return "get_worker_info" in _names_used(kind, "__iter__")
+
+
+def _is_pipe(dataset: Any) -> bool:
+    """Whether torch itself asks this stream's parts to divide the samples."""
+    return any(base.__name__ == "IterDataPipe" for base in type(dataset).__mro__)
 
 
 def _names_used(kind: type, method: str) -> set[str]:

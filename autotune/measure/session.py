@@ -211,12 +211,12 @@ class Session:
         held, samples = self.held_batch(spec.settings.loader.batch_size)
         warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline)
         if spec.mode == "full" and self.parts is not None:
-            self._feed = LoaderFeed(self.parts, spec.settings.loader)
+            feed = self._start_feed(self.parts, spec)
         else:
             resident = kit.to_device(held) if held is not None else None
-            self._feed = HeldFeed(resident, samples)
+            self._feed = feed = HeldFeed(resident, samples)
         workers = spec.settings.loader.num_workers if spec.mode == "full" else 0
-        timer = timing.BlockTimer(kit.step, self._feed, self.clock, workers, deadline)
+        timer = timing.BlockTimer(kit.step, feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s) if spec.mode == "full" else warm.step_s
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
         return self._put_together(spec, timer, blocks, stopped, warm, started)
@@ -224,12 +224,17 @@ class Session:
     def _measure_loader(self, spec: TrialSpec, started: float) -> Measurement:
         if self.parts is None:
             raise UsageError("a loop without a DataLoader has no loader to measure")
-        self._feed = LoaderFeed(self.parts, spec.settings.loader)
+        feed = self._start_feed(self.parts, spec)
         workers, deadline = spec.settings.loader.num_workers, started + spec.timeout_s
-        timer = timing.BlockTimer(None, self._feed, self.clock, workers, deadline)
+        timer = timing.BlockTimer(None, feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s)
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
         return self._put_together(spec, timer, blocks, stopped, None, started)
+
+    def _start_feed(self, parts: loaders.LoaderParts, spec: TrialSpec) -> Feed:
+        self._feed = feed = LoaderFeed(parts, spec.settings.loader)
+        feed.start()  # known by now, so that a first fetch that raises is named and its workers are ended
+        return feed
 
     def _put_together(
         self,

@@ -1,0 +1,224 @@
+"""Where the batches of a trial come from: counted, timed, and named when one fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import workloads as w
+from torch.utils.data import DataLoader, IterableDataset
+
+from autotune.errors import DatasetError, DatasetTooSmallError
+from autotune.measure import flags
+from autotune.measure.feed import HeldFeed, LoaderFeed
+from autotune.measure.loaders import LoaderParts, parts_of
+from autotune.measure.probe import machine_facts
+from autotune.measure.session import Session
+from autotune.settings import LoaderSettings, Settings
+from autotune.trial import Failure, TrialSpec
+from autotune.workload import Workload
+
+
+class ReadOnce(IterableDataset[Any]):
+    """A stream that gives its samples to whoever asks first."""
+
+    def __init__(self, samples: int) -> None:
+        self.left = iter(range(samples))
+
+    def __iter__(self) -> Iterator[int]:
+        return self.left
+
+
+def parts_from(dataset: Any, **fields: Any) -> LoaderParts:
+    parts = parts_of(Workload(None, dataset, **fields))
+    assert parts is not None
+    return parts
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    """`started(parts, settings)` gives a feed that runs; it is closed after the test."""
+    feeds: list[LoaderFeed] = []
+
+    def start(parts: LoaderParts, settings: LoaderSettings | None = None) -> LoaderFeed:
+        feed = LoaderFeed(parts, settings or parts.settings)
+        feeds.append(feed)
+        feed.start()
+        return feed
+
+    yield start
+    for feed in feeds:
+        feed.close()
+
+
+@pytest.fixture
+def workers() -> Callable[[], list[int]]:
+    """`workers()` gives the processes that were started since the test began."""
+    before = {child.pid for child in psutil.Process().children()}
+    return lambda: [child.pid for child in psutil.Process().children() if child.pid not in before]
+
+
+def run(feed: LoaderFeed) -> None:
+    """A start and ten batches."""
+    feed.start()
+    for _ in range(10):
+        feed.next()
+
+
+def text(items: list[Any]) -> str:
+    """A batch that nobody can count."""
+    return "text"
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_samples_are_counted_batch_by_batch(started: Any, number: int) -> None:
+    """The short last batch of an epoch counts as what it is, with workers as without."""
+    settings = LoaderSettings(batch_size=4, num_workers=number, prefetch_factor=2 if number else None)
+    feed = started(parts_from(w.Rows(10), batch_size=4, shuffle=False), settings)
+    found = [feed.next() for _ in range(7)]
+    assert [count for _, count in found] == [4, 4, 2, 4, 4, 2, 4]
+    assert [len(batch[0]) for batch, _ in found] == [4, 4, 2, 4, 4, 2, 4]
+
+
+def test_batches_without_tensors_are_counted_too(started: Any) -> None:
+    """What was asked of the dataset is counted, not what the collate function made of it."""
+    feed = started(parts_from(w.Rows(10), batch_size=4, shuffle=False, collate_fn=text))
+    assert [feed.next() for _ in range(3)] == [("text", 4), ("text", 4), ("text", 2)]
+
+
+def test_batches_of_the_users_own_are_counted(started: Any) -> None:
+    """By their indices, or by their tensors where one index is a batch."""
+    feed = started(parts_from(DataLoader(w.Rows(10), batch_sampler=[[1, 2, 3], [4]])))
+    assert [feed.next()[1] for _ in range(3)] == [3, 1, 3]
+    ready = [(torch.zeros(5, 2), torch.zeros(5)), (torch.zeros(3, 2), torch.zeros(3))]
+    feed = started(parts_from(DataLoader(ready, batch_size=None)))
+    assert [feed.next()[1] for _ in range(3)] == [5, 3, 5]
+
+
+def test_a_stream_that_ends_starts_anew(started: Any) -> None:
+    """The samples go on; how often and how long it took to start again is kept apart."""
+    feed = started(parts_from(w.Stream(5), batch_size=2))
+    assert [feed.next()[1] for _ in range(7)] == [2, 2, 1, 2, 2, 1, 2]
+    assert feed.epochs == len(feed.restarts_s) == 2
+    assert all(seconds > 0 for seconds in feed.restarts_s)
+
+
+def test_a_stream_that_can_be_read_once_is_told_so(started: Any) -> None:
+    """Its second epoch is empty, for training as for us."""
+    feed = started(parts_from(ReadOnce(4), batch_size=2))
+    assert [feed.next()[1] for _ in range(2)] == [2, 2]
+    with pytest.raises(DatasetError, match="second time") as raised:
+        feed.next()
+    assert "ReadOnce" in raised.value.why
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "said"),
+    [
+        (parts_from(w.Stream(0)), LoaderSettings(batch_size=4), "batch_size 4, num_workers 0"),
+        (
+            parts_from(w.ShardedStream(8), batch_size=8, drop_last=True),
+            LoaderSettings(batch_size=8, num_workers=2),
+            "batch_size 8, num_workers 2, drop_last",
+        ),
+        (parts_from(DataLoader(w.Rows(4), batch_sampler=[])), LoaderSettings(), "num_workers 0"),
+    ],
+    ids=["empty stream", "shares under a batch", "empty sampler"],
+)
+def test_a_loader_without_a_first_batch_is_an_error(
+    started: Any, parts: LoaderParts, settings: LoaderSettings, said: str
+) -> None:
+    """Said with the settings that led to it, not as a bare end of iteration."""
+    with pytest.raises(DatasetTooSmallError, match="before its first batch") as raised:
+        started(parts, settings)
+    assert said in raised.value.why
+    assert raised.value.fix
+
+
+def test_the_first_batch_is_timed_and_handed_out(started: Any) -> None:
+    """Its time holds the start; the batch itself is not lost."""
+    feed = started(parts_from(w.Rows(8, work_s=0.02), batch_size=4, shuffle=False))
+    assert 0.08 <= feed.first_batch_s < 5
+    began = time.perf_counter()
+    batch, _ = feed.next()
+    assert time.perf_counter() - began < 0.05
+    assert torch.equal(batch[0], w.Rows(8).x[:4])
+
+
+def test_what_workers_prepare_ahead() -> None:
+    """Workers times prefetch, torch's default of two included; nothing without workers."""
+    parts = parts_from(w.Rows())
+    assert LoaderFeed(parts, LoaderSettings(batch_size=4)).in_flight == 0
+    assert LoaderFeed(parts, LoaderSettings(batch_size=4, num_workers=3)).in_flight == 6
+    assert LoaderFeed(parts, LoaderSettings(batch_size=4, num_workers=3, prefetch_factor=4)).in_flight == 12
+
+
+def test_a_restart_is_timed_where_workers_live_on(started: Any, workers: Any) -> None:
+    """Without them every start is the first one, and a stream has no end that could be brought about."""
+    living = LoaderSettings(batch_size=4, num_workers=1, prefetch_factor=2, persistent_workers=True)
+    feed = started(parts_from(w.Rows(100), batch_size=4), living)
+    feed.next()
+    (worker,) = workers()
+    again_s = feed.time_restart()
+    assert again_s is not None
+    assert 0 < again_s < feed.first_batch_s + 5
+    assert workers() == [worker]
+    feed.close()
+    assert started(parts_from(w.Rows(100), batch_size=4)).time_restart() is None
+    assert started(parts_from(w.ShardedStream(100), batch_size=4), living).time_restart() is None
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("bad", [1, 9])
+def test_the_batch_that_raised_is_named(number: int, bad: int) -> None:
+    """The first batch as well as a later one; batches ahead of it in the workers do not confuse it."""
+    settings = LoaderSettings(batch_size=4, num_workers=number, prefetch_factor=3 if number else None)
+    feed = LoaderFeed(parts_from(w.RaisesAt(bad, samples=40), batch_size=4, shuffle=False), settings)
+    with pytest.raises(ValueError, match=f"sample {bad} is broken"):
+        run(feed)
+    assert feed.failing_indices() == list(range(bad // 4 * 4, bad // 4 * 4 + 4))
+    feed.close()
+
+
+def test_a_trial_names_the_sample_that_broke_its_first_batch(workers: Any) -> None:
+    """All the way up: index, the user's traceback, and no worker left behind."""
+    workload = Workload(w.Net(), w.RaisesAt(2), optimizer=w.sgd, batch_size=4, shuffle=False)
+    session = Session(workload, parts_of(workload), flags.read_user_flags(), machine_facts)
+    settings = Settings().replace(batch_size=4, num_workers=1, prefetch_factor=2, persistent_workers=True)
+    failure = session.run(TrialSpec(settings=settings, stage="loader", mode="loader", window_s=0.1))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.sample_index) == ("user_error", 2)
+    assert workers() == []
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_closing_ends_the_workers(started: Any, workers: Any, persistent: bool) -> None:
+    """At once, also those that would live on; twice does no harm."""
+    settings = LoaderSettings(batch_size=4, num_workers=2, prefetch_factor=2, persistent_workers=persistent)
+    feed = started(parts_from(w.Rows(100), batch_size=4), settings)
+    assert len(workers()) == 2
+    feed.close()
+    assert workers() == []
+    feed.close()
+
+
+def test_a_feed_that_never_started_can_be_closed() -> None:
+    """And names nothing."""
+    feed = LoaderFeed(parts_from(w.Rows()), LoaderSettings(batch_size=4, num_workers=1))
+    assert feed.failing_indices() == []
+    feed.close()
+
+
+def test_a_held_batch_is_given_again_and_again() -> None:
+    """The same object, with its samples; nothing starts, waits or ends."""
+    batch = (torch.zeros(3, 2), torch.zeros(3))
+    feed = HeldFeed(batch, 3)
+    assert all(feed.next()[0] is batch and feed.next()[1] == 3 for _ in range(3))
+    assert (feed.first_batch_s, feed.in_flight, feed.epochs, feed.restarts_s) == (0.0, 0, 0, [])
+    assert feed.time_restart() is None
+    assert feed.failing_indices() == []
+    feed.close()
