@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,11 @@ FailureKind = Literal[
 ]
 
 Stopped = Literal["window", "gave_up", "exhausted"]
+
+DISTURBANCES = ("alloc_retry", "busy_machine", "throttled")
+"""Marks of blocks that something slowed which is not the settings' own doing, or not lastingly."""
+TRANSIENT = "transient"
+"""Mark of the blocks at the head of a trial that ran before the rate was steady."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +72,27 @@ class Block:
     foreign_cpus: float | None = None
     """CPUs kept busy by processes that are not ours, on average; None where it cannot be read."""
     marks: tuple[str, ...] = ()
-    """What disturbed the block, such as `alloc_retry` or `busy_machine`; empty is clean."""
+    """What was seen: one of `DISTURBANCES`, `TRANSIENT`, or `epoch_edge`; empty is clean."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else slowed it."""
+        return any(mark in DISTURBANCES for mark in self.marks)
 
     @property
     def samples_per_s(self) -> float:
         """Samples in a second of this block."""
         return self.samples / self.elapsed_s
+
+
+def steady_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The blocks after the transient that nothing disturbed, where at least two are left.
+
+    Else all blocks after the transient, and all of them where there is nothing else.
+    """
+    settled = tuple(block for block in blocks if TRANSIENT not in block.marks) or tuple(blocks)
+    clean = tuple(block for block in settled if not block.disturbed)
+    return clean if len(clean) >= 2 else settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,19 +132,24 @@ class Measurement:
         return sum(block.elapsed_s for block in self.blocks)
 
     @property
+    def steady(self) -> tuple[Block, ...]:
+        """The blocks that rates are computed from: see `steady_blocks`."""
+        return steady_blocks(self.blocks)
+
+    @property
     def samples_per_s(self) -> float:
-        """Steady rate: all timed samples over all timed seconds."""
-        return self.samples / self.elapsed_s
+        """Steady rate: all samples of the steady blocks over all their seconds."""
+        return sum(b.samples for b in self.steady) / sum(b.elapsed_s for b in self.steady)
 
     @property
     def step_s(self) -> float:
         """Seconds of a steady step."""
-        return self.elapsed_s / self.steps
+        return sum(b.elapsed_s for b in self.steady) / sum(b.steps for b in self.steady)
 
     @property
     def wait_share(self) -> float:
-        """Part of the time in which the step waited for the loader, 0 to 1."""
-        return sum(block.wait_s for block in self.blocks) / self.elapsed_s
+        """Part of the steady time in which the step waited for the loader, 0 to 1."""
+        return sum(b.wait_s for b in self.steady) / sum(b.elapsed_s for b in self.steady)
 
     def run_s(self, samples: int | None, epochs: int | None = None) -> float | None:
         """Seconds to train `epochs` epochs of `samples` samples, starts included.

@@ -88,12 +88,6 @@ def rate_interval(blocks: Sequence[Block], *, confidence: float = 0.95) -> Inter
     return Interval(value=rate, low=rate / factor, high=rate * factor, confidence=confidence)
 
 
-def steady(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """The blocks that nothing disturbed, where at least two are left; else all of them."""
-    clean = tuple(block for block in blocks if not block.marks)
-    return clean if len(clean) >= 2 else tuple(blocks)
-
-
 @lru_cache(maxsize=256)
 def t_quantile(probability: float, df: int) -> float:
     """The value that Student's t with `df` degrees of freedom stays under with `probability`.

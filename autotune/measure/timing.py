@@ -13,7 +13,8 @@ import torch
 from autotune.measure.device import DeviceClock, resident_bytes
 from autotune.measure.feed import Feed
 from autotune.measure.load import LoadMeter
-from autotune.trial import Block, Measurement, Stopped, TrialSpec
+from autotune.measure.steady import mark_transient
+from autotune.trial import Block, Measurement, Stopped, TrialSpec, steady_blocks
 
 Step = Callable[[Any], torch.Tensor | None]
 
@@ -184,14 +185,15 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
         if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
             return tuple(blocks), "gave_up"
         if len(blocks) >= spec.min_blocks and elapsed_s >= spec.window_s:
-            return tuple(blocks), "window"
+            return mark_transient(blocks), "window"
         if len(blocks) >= 2 and elapsed_s >= _SLOW_WINDOW * spec.window_s:
-            return tuple(blocks), "window"
+            return mark_transient(blocks), "window"
 
 
 def excess_start_s(first_batch_s: float, blocks: tuple[Block, ...]) -> float:
     """What a start costs beyond the wait that every steady step has anyway."""
-    mean_wait_s = sum(b.wait_s for b in blocks) / sum(b.steps for b in blocks)
+    steady = steady_blocks(blocks)
+    mean_wait_s = sum(b.wait_s for b in steady) / sum(b.steps for b in steady)
     return max(0.0, first_batch_s - mean_wait_s)
 
 

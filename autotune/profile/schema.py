@@ -211,7 +211,7 @@ def _side(outcome: Outcome, settings: Settings) -> Side:
     return Side(
         samples_per_s=_round(math.exp(math.fsum(logs) / len(logs))),
         runs=len(runs),
-        wait_share=_round(sum(block.wait_s for run in runs for block in run.blocks) / timed_s),
+        wait_share=_round(sum(run.wait_share * run.elapsed_s for run in runs) / timed_s),
         peak_device_bytes=max((r.peak_device_bytes for r in runs if r.peak_device_bytes), default=None),
         peak_host_bytes=max((r.peak_host_bytes for r in runs if r.peak_host_bytes), default=None),
     )

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from autotune.measure.stats import BOOTSTRAP_FROM, rate_interval, ratio_interval, steady, t_quantile
+from autotune.measure.stats import BOOTSTRAP_FROM, rate_interval, ratio_interval, t_quantile
 from autotune.trial import Block
 
 
@@ -138,10 +138,3 @@ def test_a_rate_interval_covers_the_true_rate() -> None:
         found = rate_interval([block(64, 0.5 * rng.gauss(1, 0.05)) for _ in range(6)])
         covered += found.low <= 128.0 <= found.high
     assert 0.93 <= covered / 600 <= 0.975
-
-
-def test_disturbed_blocks_are_dropped_when_clean_ones_remain() -> None:
-    """Marked blocks go when two clean ones are left, and stay when they are not."""
-    clean, marked = block(), block(marks=("busy_machine",))
-    assert steady([clean, marked, clean]) == (clean, clean)
-    assert steady([clean, marked, marked]) == (clean, marked, marked)

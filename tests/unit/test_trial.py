@@ -32,6 +32,35 @@ def test_rates_are_totals_over_totals() -> None:
     assert [block.samples_per_s for block in found.blocks] == pytest.approx([40, 160])
 
 
+def blocks_of(*marks: str) -> tuple[Block, ...]:
+    """One block for each mark (`-` is clean), the n-th of them at n samples/s."""
+    return tuple(
+        Block(steps=1, samples=n, elapsed_s=1.0, wait_s=0.0, marks=() if mark == "-" else (mark,))
+        for n, mark in enumerate(marks, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("marks", "steady"),
+    [
+        (("-", "-", "-"), [1, 2, 3]),
+        (("transient", "-", "-"), [2, 3]),
+        (("-", "busy_machine", "-"), [1, 3]),
+        (("-", "epoch_edge", "-"), [1, 2, 3]),
+        (("-", "busy_machine", "throttled"), [1, 2, 3]),
+        (("transient", "-", "alloc_retry", "-"), [2, 4]),
+        (("transient", "-", "alloc_retry"), [2, 3]),
+        (("transient", "transient"), [1, 2]),
+    ],
+)
+def test_rates_leave_out_what_is_not_steady(marks: tuple[str, ...], steady: list[int]) -> None:
+    """Transient blocks go, disturbed ones while two clean are left; something always stays."""
+    found = measured(blocks=blocks_of(*marks))
+    assert [block.samples for block in found.steady] == steady
+    assert found.samples_per_s == pytest.approx(sum(steady) / len(steady))
+    assert found.samples == sum(range(1, len(marks) + 1))
+
+
 def test_a_run_counts_every_start() -> None:
     """Warm-up and the first start once, a restart before each further epoch, and the epochs themselves."""
     found = measured()
