@@ -121,7 +121,13 @@ def main() -> None:
 
     # 2. Tune that very loader, and keep what was found.
     best = autotune.find_best(
-        resnet, loader, loss=cross_entropy, optimizer=sgd, device=str(device), budget=args.budget
+        resnet,
+        loader,
+        loss=cross_entropy,
+        optimizer=sgd,
+        device=str(device),
+        budget=args.budget,
+        name="photos",
     )
     print(best)
     best.save(args.profile)

@@ -82,7 +82,7 @@ def test_photos_trains_from_the_saved_profile(tmp_path: Path) -> None:
                 Image.new("RGB", (80, 60), colour).save(folder / f"{index}.jpg")
     said = run_example(
         "photos.py",
-        *("--data", tmp_path, "--device", "cpu", "--crop", 32, "--batch-size", 8, "--budget", "60s"),
+        *("--data", tmp_path, "--device", "cpu", "--crop", 32, "--batch-size", 8, "--budget", "90s"),
         *("--profile", tmp_path / "photos.yaml"),
         home=tmp_path,
     )
