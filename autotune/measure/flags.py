@@ -36,22 +36,48 @@ class UserFlags:
     """What the user's process has set, as far as it bears on speed. Travels to the bench process."""
 
     cudnn_benchmark: bool
-    deterministic: bool
+    cudnn_deterministic: bool
+    deterministic_mode: int
+    """0 as usual, 1 warns of what is not deterministic, 2 raises: `torch.set_deterministic_debug_mode`."""
     matmul_precision: str | None
     """`highest`, `high` or `medium`; None where the user mixed the two TF32 APIs."""
+    matmul_allow_tf32: bool | None
+    """None as above, for CUDA devices alone."""
     cudnn_allow_tf32: bool | None
     fp32_precision: tuple[tuple[str, str, str], ...]
     num_threads: int
     default_dtype: str
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the user asked for the same numbers every time."""
+        return self.cudnn_deterministic or self.deterministic_mode > 0
+
+    @property
+    def matmul_tf32(self) -> bool:
+        """Whether float32 matrices are multiplied in TF32 on CUDA devices, whichever API said so."""
+        newer = _by_path(self.fp32_precision).get(("cuda", "matmul"))
+        return newer == "tf32" if newer is not None else self.matmul_precision in ("high", "medium")
+
+    @property
+    def conv_tf32(self) -> bool:
+        """The same of convolutions, where TF32 is torch's default."""
+        newer = _by_path(self.fp32_precision).get(("cuda", "conv"))
+        return newer == "tf32" if self.cudnn_allow_tf32 is None else self.cudnn_allow_tf32
+
+
+def _by_path(fp32_precision: tuple[tuple[str, str, str], ...]) -> dict[tuple[str, str], str]:
+    return {(backend, operation): value for backend, operation, value in fp32_precision}
 
 
 def read_user_flags() -> UserFlags:
     """The flags of this process."""
     return UserFlags(
         cudnn_benchmark=bool(torch.backends.cudnn.benchmark),
-        deterministic=torch.are_deterministic_algorithms_enabled()
-        or bool(torch.backends.cudnn.deterministic),
+        cudnn_deterministic=bool(torch.backends.cudnn.deterministic),
+        deterministic_mode=torch.get_deterministic_debug_mode(),
         matmul_precision=_quietly(torch.get_float32_matmul_precision),
+        matmul_allow_tf32=_quietly(lambda: bool(torch.backends.cuda.matmul.allow_tf32)),
         cudnn_allow_tf32=_quietly(lambda: bool(torch.backends.cudnn.allow_tf32)),
         fp32_precision=_read_fp32(),
         num_threads=torch.get_num_threads(),
@@ -62,16 +88,18 @@ def read_user_flags() -> UserFlags:
 def write_user_flags(flags: UserFlags) -> None:
     """Make this process's flags those: a bench process starts as the user's own is."""
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
+    torch.backends.cudnn.deterministic = flags.cudnn_deterministic
+    if torch.get_deterministic_debug_mode() != flags.deterministic_mode:
+        torch.set_deterministic_debug_mode(flags.deterministic_mode)
     _write_fp32(flags)
-    torch.set_num_threads(flags.num_threads)
+    if torch.get_num_threads() != flags.num_threads:
+        torch.set_num_threads(flags.num_threads)
     torch.set_default_dtype(getattr(torch, flags.default_dtype.removeprefix("torch.")))
-    if flags.deterministic and not torch.are_deterministic_algorithms_enabled():
-        torch.backends.cudnn.deterministic = True
 
 
 def user_precision(flags: UserFlags, device_type: str) -> Precision:
     """What float32 means in the user's own run."""
-    return "tf32" if device_type == "cuda" and flags.matmul_precision in ("high", "medium") else "float32"
+    return "tf32" if device_type == "cuda" and flags.matmul_tf32 else "float32"
 
 
 def apply_flags(compute: ComputeSettings, yours: UserFlags, device_type: str) -> None:
@@ -81,8 +109,8 @@ def apply_flags(compute: ComputeSettings, yours: UserFlags, device_type: str) ->
         if compute.precision == "tf32":
             already = yours.matmul_precision if yours.matmul_precision in ("high", "medium") else "high"
             _set_tf32(already, conv=True)
-        elif compute.precision == "float32" and yours.matmul_precision in ("high", "medium"):
-            _set_tf32("highest", conv=bool(yours.cudnn_allow_tf32))
+        elif compute.precision == "float32" and yours.matmul_tf32:
+            _set_tf32("highest", conv=yours.conv_tf32)
     if compute.cpu_threads is not None:
         torch.set_num_threads(compute.cpu_threads)
 
@@ -100,17 +128,22 @@ def _read_fp32() -> tuple[tuple[str, str, str], ...]:
 
 
 def _write_fp32(flags: UserFlags) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        by_path = {path[:2]: path[2] for path in flags.fp32_precision}
-        fallback = "high" if by_path.get(("cuda", "matmul")) == "tf32" else "highest"
-        torch.set_float32_matmul_precision(flags.matmul_precision or fallback)
-        if flags.cudnn_allow_tf32 is not None:
-            torch.backends.cudnn.allow_tf32 = flags.cudnn_allow_tf32
-        setter = getattr(torch._C, "_set_fp32_precision_setter", None)
-        for backend, operation, value in flags.fp32_precision:
-            if setter is not None and torch._C._get_fp32_precision_getter(backend, operation) != value:
-                setter(backend, operation, value)
+    if _fp32(flags) == _fp32(read_user_flags()):
+        return
+    # Where the older API could not be read, what is written to it must contradict the newer one again:
+    # torch keeps both, and says no to a reader while they differ.
+    older = not flags.matmul_tf32 if flags.matmul_allow_tf32 is None else flags.matmul_allow_tf32
+    matmul = flags.matmul_precision or ("high" if older else "highest")
+    conv = not flags.conv_tf32 if flags.cudnn_allow_tf32 is None else flags.cudnn_allow_tf32
+    _set_tf32(matmul, conv=conv)
+    setter = getattr(torch._C, "_set_fp32_precision_setter", None)
+    for backend, operation, value in flags.fp32_precision:
+        if setter is not None and torch._C._get_fp32_precision_getter(backend, operation) != value:
+            setter(backend, operation, value)
+
+
+def _fp32(flags: UserFlags) -> tuple[Any, ...]:
+    return flags.matmul_precision, flags.matmul_allow_tf32, flags.cudnn_allow_tf32, flags.fp32_precision
 
 
 def _quietly(read: Any) -> Any:
@@ -126,17 +159,12 @@ def _quietly(read: Any) -> Any:
 def preserved() -> Iterator[None]:
     """Flags, thread count and every random state are after the block what they were before it."""
     flags = read_user_flags()
-    cudnn_deterministic = torch.backends.cudnn.deterministic
     grad_enabled = torch.is_grad_enabled()
     states = _random_states()
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = flags.cudnn_benchmark
-        torch.backends.cudnn.deterministic = cudnn_deterministic
-        _write_fp32(flags)
-        if torch.get_num_threads() != flags.num_threads:
-            torch.set_num_threads(flags.num_threads)
+        write_user_flags(flags)
         torch.set_grad_enabled(grad_enabled)
         _restore_random(states)
 
