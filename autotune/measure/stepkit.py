@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from autotune.errors import UsageError
 from autotune.measure import batches, optimizers
 from autotune.measure.losses import LossOf
 from autotune.settings import Precision, Settings
@@ -99,8 +100,11 @@ class StepKit:
         """One step of an optimizer (by itself or by name; the only one without), with optional clipping.
 
         With a scaler, a step whose gradients overflowed is skipped, as always with float16.
+
+        Raises:
+            UsageError: for a name that is not there, and where several are and none is named.
         """
-        chosen = self.optimizers[optimizer] if isinstance(optimizer, str) else optimizer or self.optimizer
+        chosen = optimizer if isinstance(optimizer, Optimizer) else self._optimizer(optimizer)
         if clip_grad_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(chosen)
@@ -109,6 +113,17 @@ class StepKit:
         self._step_one(chosen)
         if self.scaler is not None:
             self.scaler.update()
+
+    def _optimizer(self, name: str | None) -> Optimizer:
+        if name is None and len(self.optimizers) == 1:
+            return self.optimizer
+        if name is None or name not in self.optimizers:
+            raise UsageError(
+                "no optimizer is named" if name is None else f"there is no optimizer {name!r}",
+                why=f"optimizers: {', '.join(self.optimizers)}",
+                fix=f"name the one to step, such as kit.optimizer_step({next(iter(self.optimizers))!r})",
+            )
+        return self.optimizers[name]
 
     def _step_one(self, optimizer: Optimizer) -> None:
         if self.scaler is None:
@@ -151,5 +166,6 @@ def set_memory_format(model: nn.Module, *, channels_last: bool) -> None:
 
 def is_channels_last(model: nn.Module) -> bool:
     """Whether the model's 4-D parameters are already in NHWC order (1x1 kernels are in both)."""
-    four = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
-    return bool(four) and all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
+    four = [p for p in model.parameters() if p.dim() == 4]
+    there = all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
+    return there and not all(p.is_contiguous() for p in four)
