@@ -71,6 +71,11 @@ class Block:
     """Seconds of `elapsed_s` spent waiting for the loader."""
     foreign_cpus: float | None = None
     """CPUs kept busy by processes that are not ours, on average; None where it cannot be read."""
+    waited_share: float | None = None
+    """Part of the time in which some process waited for a CPU, ours included; None where it is not told."""
+    gpu_mhz: int | None = None
+    """Clock of the GPU's processors at the end of the block; None without NVML."""
+    gpu_celsius: int | None = None
     marks: tuple[str, ...] = ()
     """What was seen: one of `DISTURBANCES`, `TRANSIENT`, or `epoch_edge`; empty is clean."""
 
@@ -135,6 +140,12 @@ class Measurement:
     def steady(self) -> tuple[Block, ...]:
         """The blocks that rates are computed from: see `steady_blocks`."""
         return steady_blocks(self.blocks)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether most blocks after the transient were slowed by something else."""
+        settled = [block for block in self.blocks if TRANSIENT not in block.marks]
+        return 2 * sum(block.disturbed for block in settled) > len(settled)
 
     @property
     def samples_per_s(self) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autotune.errors import DeviceError
+from autotune.measure.nvml import GpuState, GpuWatch
 
 
 def choose_device(named: str | None, models: list[nn.Module]) -> torch.device:
@@ -47,7 +48,7 @@ def _accelerator() -> str | None:
 def _checked(named: str) -> torch.device:
     try:
         device = torch.device(named)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"`{named}` is no device", why=str(error), fix="name cpu, cuda or cuda:0") from None
     accelerator = _accelerator()
     known = [] if accelerator is None else [accelerator]
@@ -60,7 +61,12 @@ def _checked(named: str) -> torch.device:
     if device.type != "cpu":
         count = torch.accelerator.device_count()
         if device.index is not None and device.index >= count:
-            raise DeviceError(f"there is no `{named}`", why=f"{count} {device.type} device(s) here")
+            raise DeviceError(
+                f"there is no `{named}` on this machine",
+                why=f"{count} {device.type} device(s) are visible to this process",
+                fix=f"name one of {', '.join(f'{device.type}:{i}' for i in range(count))}, or look at"
+                " CUDA_VISIBLE_DEVICES",
+            )
         if device.index is None and device.type == "cuda":
             if count > 1:
                 return choose_device(None, [])
@@ -76,12 +82,17 @@ class DeviceClock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._watch: GpuWatch | None = None
         self._module: Any = getattr(torch, device.type, None) if device.type != "cpu" else None
 
     def synchronize(self) -> None:
         """Wait until the device has done all its work."""
-        if self._module is not None:
-            self._module.synchronize()
+        if self._module is None:
+            return
+        if self.device.type == "mps":
+            self._module.synchronize()  # the only one without a device to name: there is one
+        else:
+            self._module.synchronize(self.device)
 
     def reset(self) -> None:
         """Forget peaks and hand cached memory back, so that one trial does not see the last one's."""
@@ -105,6 +116,15 @@ class DeviceClock:
             return 0
         stats = torch.cuda.memory_stats(self.device)
         return int(stats.get("num_alloc_retries", 0)) + int(stats.get("num_ooms", 0))
+
+    def gpu_state(self) -> GpuState | None:
+        """Clock, temperature and whether the GPU slows itself down; None without NVML."""
+        if self.device.type != "cuda":
+            return None
+        if self._watch is None:
+            uuid = getattr(torch.cuda.get_device_properties(self.device), "uuid", "")
+            self._watch = GpuWatch(f"GPU-{uuid}")
+        return self._watch.read()
 
 
 def resident_bytes() -> int | None:

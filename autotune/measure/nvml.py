@@ -1,4 +1,4 @@
-"""What the NVIDIA driver tells without a CUDA context: memory, driver, other processes, power limit.
+"""What the NVIDIA driver tells without a CUDA context: memory, driver, other processes, power, clocks.
 
 Empty without the optional package nvidia-ml-py, without a driver, and for what a driver does not support.
 """
@@ -15,6 +15,12 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_SLOWED = 0x8 | 0x20 | 0x40 | 0x80
+"""Reasons for a low clock that pass: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrake.
+
+The power cap (0x4) is left out: where it binds, it binds in the user's training too.
+"""
 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's own PID namespace, fixed by Linux (PROC_PID_INIT_INO)."""
@@ -33,6 +39,51 @@ class NvmlGpu:
     capability: tuple[int, ...]
     other_processes: int | None
     power_limit_w: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """How a GPU runs at one moment; None for what the driver does not tell."""
+
+    mhz: int | None
+    """Clock of its processors."""
+    celsius: int | None
+    slowed: bool
+    """Whether it slows itself down: heat, or power that is missing."""
+
+
+class GpuWatch:
+    """Reads the state of one GPU, in well under a millisecond.
+
+    Args:
+        uuid: as NVML writes it, beginning with `GPU-`. An unknown one is watched without an answer.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._nvml: ModuleType | None = None
+        self._handle: Any = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()  # for as long as this process lives: it takes longer than a reading
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._nvml = pynvml
+        except Exception:  # no package, no driver, no permission: all of them mean nothing to tell
+            self._nvml = None
+
+    def read(self) -> GpuState | None:
+        """The state now; None where nothing can be told."""
+        nvml, handle = self._nvml, self._handle
+        if nvml is None:
+            return None
+        reasons = _ask(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        if reasons is None:  # the name of drivers and packages before 2023
+            reasons = _ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+        return GpuState(
+            mhz=_ask(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+            celsius=_ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+            slowed=bool((reasons or 0) & _SLOWED),
+        )
 
 
 def visible_gpus(own_pids: Collection[int], visible_devices: str | None) -> tuple[NvmlGpu, ...]:

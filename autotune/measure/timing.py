@@ -18,8 +18,6 @@ from autotune.trial import Block, Measurement, Stopped, TrialSpec, steady_blocks
 
 Step = Callable[[Any], torch.Tensor | None]
 
-FOREIGN_CPUS_MARK = 0.25
-"""Average CPUs used by others above which a block is marked."""
 _LONG_BLOCK = 2.0
 """A block may overrun by this factor: a bad guess of the step's length must not cost minutes."""
 _SLOW_WINDOW = 3.0
@@ -125,17 +123,22 @@ class BlockTimer:
         self._clock.synchronize()
         elapsed_s = time.perf_counter() - started
         away_s = sum(self._feed.restarts_s[restarted:])
+        gpu = self._clock.gpu_state()
         self._check(loss)
-        foreign = self._load.stop()
+        load = self._load.stop()
         return Block(
             steps=steps,
             samples=samples,
             elapsed_s=max(elapsed_s - away_s, 1e-9),
             wait_s=max(wait_s - away_s, 0.0),
-            foreign_cpus=foreign,
+            foreign_cpus=load.foreign_cpus,
+            waited_share=load.waited_share,
+            gpu_mhz=gpu.mhz if gpu is not None else None,
+            gpu_celsius=gpu.celsius if gpu is not None else None,
             marks=_marks(
                 retried=self._clock.allocator_retries() > retries,
-                busy=foreign is not None and foreign > FOREIGN_CPUS_MARK,
+                busy=load.busy,
+                throttled=gpu is not None and gpu.slowed,
                 restarted=self._feed.epochs > epochs,
             ),
         )
@@ -164,8 +167,13 @@ def _in_time(deadline: float) -> float:
     return now
 
 
-def _marks(*, retried: bool, busy: bool, restarted: bool) -> tuple[str, ...]:
-    named = {"alloc_retry": retried, "busy_machine": busy, "epoch_edge": restarted}
+def _marks(*, retried: bool, busy: bool, throttled: bool, restarted: bool) -> tuple[str, ...]:
+    named = {
+        "alloc_retry": retried,
+        "busy_machine": busy,
+        "throttled": throttled,
+        "epoch_edge": restarted,
+    }
     return tuple(name for name, present in named.items() if present)
 
 
