@@ -119,9 +119,10 @@ class FakeRunner:
         description: what `describe` returns.
         startup_s: seconds to start the loader's workers, from settings; 0.05 s for each when absent.
         warmup_s: seconds of warm-up in each trial that runs steps.
+        marks: what is seen in every block of a trial, from its spec.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is something that a test may want otherwise
         self,
         rate: Rate,
         *,
@@ -132,8 +133,10 @@ class FakeRunner:
         description: Description | None = None,
         startup_s: Callable[[Settings], float] = lambda settings: 0.05 * settings.loader.num_workers,
         warmup_s: float = 0.2,
+        marks: Callable[[TrialSpec], tuple[str, ...]] = lambda spec: (),
     ) -> None:
         self.rate, self.failures, self.startup_s, self.warmup_s = rate, failures, startup_s, warmup_s
+        self.marks = marks
         self.clock = clock or FakeClock()
         self.description = description or fake_description()
         self.specs: list[TrialSpec] = []
@@ -187,7 +190,13 @@ class FakeRunner:
         for _ in range(spec.min_blocks):
             elapsed_s = steps * step_s * math.exp(self._random.gauss(0, self._noise / 4))
             blocks.append(
-                Block(steps=steps, samples=steps * samples, elapsed_s=elapsed_s, wait_s=wait * elapsed_s)
+                Block(
+                    steps=steps,
+                    samples=steps * samples,
+                    elapsed_s=elapsed_s,
+                    wait_s=wait * elapsed_s,
+                    marks=self.marks(spec),
+                )
             )
             if spec.give_up_below is not None and len(blocks) == 2 and run_rate < spec.give_up_below:
                 stopped = "gave_up"

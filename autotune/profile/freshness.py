@@ -88,6 +88,8 @@ def _answer(found: Recheck, now: Interval | None, was: Interval | None) -> tuple
     figures = _figures(now, was, found.verdict.pairs)
     if found.verdict.kind == "faster":
         return "valid", f"still faster than the settings it replaced: {figures}"
+    if now.low > 1:
+        return "unsure", f"something else disturbed most runs: {figures}; try again when it is quiet"
     if now.high < 1:
         return "stale", f"slower by now than the settings it replaced: {figures}; tune again"
     if now.high < (was.low if was is not None else NOTHING_ABOVE):

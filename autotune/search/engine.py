@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from autotune.search.finals import candidates, judged, worths
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import Listener
 from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
+from autotune.search.verdict import disturbed_finals
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Space, build_space
 from autotune.space.knobs import KnobClass
@@ -35,6 +37,11 @@ _STAGES = {
     "sampled": "what the sampler proposes",
     "final": "finals: the best against yours",
     "worth": "what each setting is worth",
+}
+_DISTURBANCES = {
+    "busy_machine": "other processes used the CPUs",
+    "throttled": "the GPU slowed itself down",
+    "alloc_retry": "device memory ran short",
 }
 
 
@@ -260,6 +267,10 @@ class _Session:
         finals = [t for t in self.history if t.spec.stage == "final"]
         if finals and not finals[0].spec.fresh_process:
             notes.append("the budget left no time for a new process in each of the finals: they shared one")
+        disturbed, count = disturbed_finals(finals)
+        if 2 * disturbed > count:
+            why = ", ".join(_disturbances(finals))
+            notes.append(f"{disturbed} of {count} finals were disturbed: {why}")
         return tuple(notes)
 
 
@@ -271,6 +282,13 @@ def _incomplete(know: Knowledge) -> Verdict:
         return Verdict(kind="incomplete", winner=best[0], sentence=sentence)
     sentence = "stopped early: nothing was seen to be faster than yours"
     return Verdict(kind="incomplete", winner=know.yours, sentence=sentence)
+
+
+def _disturbances(trials: Sequence[Trial]) -> list[str]:
+    """What disturbed these trials, in words, the most frequent first."""
+    found = [t.measurement for t in trials if t.measurement is not None]
+    marks = Counter(mark for measured in found for block in measured.blocks for mark in block.marks)
+    return [_DISTURBANCES[mark] for mark, _ in marks.most_common() if mark in _DISTURBANCES]
 
 
 def _during(stage: str) -> str:

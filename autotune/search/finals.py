@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.outcome import Verdict, Worth
 from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.verdict import decided, judge, leave_one_out, ranking, worth_of
+from autotune.search.verdict import decided, judge, leave_one_out, ranking, unless_disturbed, worth_of
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
 from autotune.trial import Trial, TrialSpec
@@ -85,7 +85,7 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
     """The verdict on the finals so far; *yours* is kept when nothing met it."""
     met = {t.settings: None for t in finals_of(know) if t.settings != know.yours}
     if met:
-        return judge(
+        verdict = judge(
             know.yours,
             tuple(met),
             finals_of(know),
@@ -93,6 +93,7 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
             epochs=know.ctx.epochs,
             simpler=simplicity,
         )
+        return unless_disturbed(verdict, know.yours, finals_of(know))
     others = sum(1 for s in know.full if s != know.yours)
     if others and candidates(know, costs):
         sentence = "yours stays: no time was left to confirm what looked faster"

@@ -95,7 +95,10 @@ class Knowledge:
         return math.sqrt(squares / freedom)
 
     def _logs(self, settings: Settings) -> list[float]:
-        return [math.log(self.effective(trial)) for trial in self.full[settings]]
+        """Log rates of the runs that count: the undisturbed ones, all where there are none."""
+        trials = self.full[settings]
+        clean = [trial for trial in trials if not _disturbed(trial)]
+        return [math.log(self.effective(trial)) for trial in clean or trials]
 
     def effective(self, trial: Trial) -> float:
         """The objective: samples/s over the user's run, starts included. The trial must have measured."""
@@ -115,7 +118,7 @@ class Knowledge:
 
     def lead(self, challenger: Settings, incumbent: Settings) -> tuple[float, float]:
         """Log ratio of the challenger over the incumbent, and its standard error."""
-        runs = [len(self.full[s]) for s in (challenger, incumbent)]
+        runs = [len(self._logs(s)) for s in (challenger, incumbent)]
         return (
             math.log(self.rate(challenger) / self.rate(incumbent)),
             self.noise * math.sqrt(sum(1 / n for n in runs)),
@@ -162,6 +165,21 @@ class Knowledge:
         return next((s for s in pair if len(self.full[s]) < MAX_REPEATS), None)
 
     @property
+    def again(self) -> Settings | None:
+        """The newest settings, where their only run was disturbed and most runs are not.
+
+        On a machine that is always busy a second run would be as disturbed as the first.
+        """
+        if not self.full:
+            return None
+        newest = list(self.full)[-1]
+        trials = [trial for runs in self.full.values() for trial in runs]
+        if len(self.full[newest]) > 1 or not _disturbed(self.full[newest][0]):
+            return None
+        disturbed = sum(map(_disturbed, trials))
+        return newest if 2 * disturbed <= len(trials) + 1 else None
+
+    @property
     def sampled_in_vain(self) -> int:
         """How many different sampled settings came after the incumbent's first run."""
         since = next((i for i, t in enumerate(self.history) if t.settings == self.incumbent), 0)
@@ -184,3 +202,7 @@ class Knowledge:
         if known is None and any(t.settings == settings and t.spec.mode == mode for t in self.failures):
             return 0.0
         return known
+
+
+def _disturbed(trial: Trial) -> bool:
+    return trial.measurement is not None and trial.measurement.disturbed

@@ -28,6 +28,8 @@ LOADER_IDLE = 0.02
 """Less waiting than this part of a step, and no loader or transfer move is worth its time."""
 LOADER_BOUND = 0.10
 """More waiting than this, and no compute move shows."""
+AGAIN_SHARE = 0.1
+"""A disturbed run is repeated for at most this part of the time that is left for the search."""
 IN_VAIN = 6
 """Sampled settings without a gain after which the sampler is stopped."""
 
@@ -131,7 +133,8 @@ def _search(know: Knowledge, costs: Costs) -> Move:
 
 
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
-    spec = _ceiling(know, costs, room_s) or _race(know, costs) or _fixed(know, costs)
+    spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
+    spec = spec or _race(know, costs) or _fixed(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = _open_groups(know)
@@ -161,6 +164,14 @@ def _ceiling(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
             spec = costs.search_spec(know.yours, "ceiling", reason, mode)
             return spec if costs.predicted_s(spec) + 2 * full_s <= room_s else None
     return None
+
+
+def _again(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
+    """One more run of settings that something else disturbed, where it costs little of the time left."""
+    if know.again is None:
+        return None
+    spec = costs.search_spec(know.again, "joint", "disturbed by something else, measured again")
+    return spec if costs.predicted_s(spec) <= AGAIN_SHARE * room_s else None
 
 
 def _race(know: Knowledge, costs: Costs) -> TrialSpec | None:

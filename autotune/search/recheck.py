@@ -11,7 +11,7 @@ from autotune.outcome import Verdict
 from autotune.search.cost import MARGIN, min_blocks
 from autotune.search.faults import baseline_error
 from autotune.search.listener import Listener
-from autotune.search.verdict import decided, judge
+from autotune.search.verdict import decided, judge, unless_disturbed
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
 from autotune.trial import Failure, Measurement, Trial, TrialSpec
@@ -183,7 +183,7 @@ class _Comparison:
             simpler=simplicity,
         )
         return Recheck(
-            verdict=verdict,
+            verdict=unless_disturbed(verdict, self.yours, self.trials),
             trials=tuple(self.trials),
             failure=self.failure,
             elapsed_s=self.clock() - self.started_s,

@@ -140,6 +140,34 @@ def judge(
     )
 
 
+def unless_disturbed(verdict: Verdict, yours: Settings, finals: Sequence[Trial]) -> Verdict:
+    """The verdict, or `unsure` where most finals were disturbed and the gain is not beyond doubt.
+
+    Pairs share most of what disturbs them, but settings differ in how they suffer from it: a neighbour on
+    the CPUs slows many workers more than few. So for a win the low end of the interval must then clear
+    `NOTHING_ABOVE`.
+
+    Args:
+        verdict: by `judge`.
+        yours: what the user runs today.
+        finals: any trials; only those of the finals that measured count.
+    """
+    disturbed, count = disturbed_finals(finals)
+    if verdict.kind != "faster" or verdict.ratio is None or 2 * disturbed <= count:
+        return verdict
+    if verdict.ratio.low > NOTHING_ABOVE:
+        return verdict
+    figures = f"{_value(verdict.ratio)}, {_range(verdict.ratio)}, {verdict.pairs} pairs"
+    why = f"something else disturbed {disturbed} of {count} finals, too many for so small a gain ({figures})"
+    return dataclasses.replace(verdict, kind="unsure", winner=yours, sentence=f"yours stays: {why}")
+
+
+def disturbed_finals(trials: Iterable[Trial]) -> tuple[int, int]:
+    """How many finals were disturbed, and how many measured."""
+    finals = [t.measurement for t in trials if t.spec.stage == "final" and t.measurement is not None]
+    return sum(found.disturbed for found in finals), len(finals)
+
+
 def decided(
     yours: Settings,
     candidates: Sequence[Settings],
