@@ -137,12 +137,16 @@ def set_fused(optimizer: Optimizer, fused: bool) -> None:
         options["foreach"] = None
     # A step counter may have to move to the parameters' device: torch does so while loading state.
     optimizer.load_state_dict(optimizer.state_dict())
-    if fused:
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # as the constructor does
-        return
-    if hasattr(optimizer, "_step_supports_amp_scaling"):
-        optimizer._step_supports_amp_scaling = False
-    _counters_to_host(optimizer)
+    optimizer._step_supports_amp_scaling = fused and _takes_the_scale(optimizer)  # type: ignore[attr-defined]
+    if not fused:
+        _counters_to_host(optimizer)
+
+
+def _takes_the_scale(optimizer: Optimizer) -> bool:
+    """Whether the fused step unscales gradients itself: versions of torch differ, its constructor knows."""
+    kind: Any = next(kind for kind in _FUSED if isinstance(optimizer, kind))
+    made = kind([torch.zeros(1, requires_grad=True)], fused=True)
+    return bool(getattr(made, "_step_supports_amp_scaling", False))
 
 
 def _counters_to_host(optimizer: Optimizer) -> None:

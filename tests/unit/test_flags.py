@@ -206,11 +206,11 @@ def seen():
 def look(user):
     exec(user)
     before, yours = seen(), flags.read_user_flags()
-    found = {"user": user, "yours": flags.user_precision(yours, "cuda"), "changed": []}
+    b, found = torch.backends, {"user": user, "yours": flags.user_precision(yours, "cuda"), "changed": []}
+    found["was"] = [b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision]
     for precision in ("tf32", "float32", "bfloat16"):
         with flags.preserved():
             flags.apply_flags(ComputeSettings(precision=precision), yours, "cuda")
-            b = torch.backends
             found[precision] = [b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision]
         found["changed"] += [precision] if seen() != before else []
     torch.set_float32_matmul_precision("medium")
@@ -230,14 +230,14 @@ for user in sys.argv[1:]:
 """
 
 USERS = {
-    "torch.backends.fp32_precision = 'tf32'": ("tf32", ["ieee", "tf32"]),
-    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": ("tf32", ["ieee", "tf32"]),
-    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": ("float32", ["ieee", "tf32"]),
-    "torch.backends.cudnn.fp32_precision = 'ieee'": ("float32", ["ieee", "ieee"]),
-    "torch.backends.cudnn.conv.fp32_precision = 'ieee'": ("float32", ["none", "ieee"]),
-    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'": ("float32", ["none", "tf32"]),
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "float32",
+    "torch.backends.cudnn.fp32_precision = 'ieee'": "float32",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'": "float32",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'": "float32",
 }
-"""What a user wrote: the precision that this is, and that of matrices and convolutions under float32."""
+"""What a user wrote, and the precision that this is."""
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +252,10 @@ def newer() -> dict[str, Any]:
 @pytest.mark.parametrize("user", USERS)
 def test_a_user_of_the_newer_api_gets_it_back(user: str, newer: dict[str, Any]) -> None:
     """Every value of it, and even that the older one cannot be read beside it."""
-    yours, float32 = USERS[user]
     found = newer[user]
-    assert found["yours"] == yours
+    matrices, convolutions = found["was"]
+    assert found["yours"] == USERS[user] == ("tf32" if matrices == "tf32" else "float32")
     assert found["tf32"] == ["tf32", "tf32"]
-    assert found["float32"] == float32
+    assert found["float32"] == ["ieee" if matrices == "tf32" else matrices, convolutions]
+    assert found["bfloat16"] == found["was"]
     assert found["changed"] == []

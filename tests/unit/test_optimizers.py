@@ -267,7 +267,8 @@ def test_a_switched_optimizer_is_like_one_that_was_made_so(name: str) -> None:
     switched = FUSED[name](model.parameters())
     set_fused(switched, True)
     assert plain(switched.param_groups) == plain(made.param_groups)
-    assert switched._step_supports_amp_scaling is made._step_supports_amp_scaling is True
+    assert switched._step_supports_amp_scaling is getattr(made, "_step_supports_amp_scaling", False)
+    assert switched._step_supports_amp_scaling or name == "Adagrad"  # which torch taught it later
     extra = nn.Parameter(torch.zeros(2))
     switched.add_param_group({"params": [extra]})
     assert switched.param_groups[-1]["fused"] is True
