@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from autotune.measure import flags, losses, optimizers
 from autotune.measure.device import choose_device
-from autotune.measure.session import build_models
+from autotune.measure.models import build_models
 from autotune.measure.stepkit import StepKit
 from autotune.outcome import Recipe
 from autotune.recipe.scaling import warmup_factor

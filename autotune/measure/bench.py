@@ -7,10 +7,11 @@ with all its workers) and leaves no trial running past its deadline, even when n
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
-import signal
+import pickle
 import sys
-import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +19,8 @@ from autotune.errors import AutotuneError
 from autotune.trial import Failure, TrialSpec
 
 _GRACE_S = 30
+_STDERR = 2
+"""The descriptor itself: user code may have put something else in the place of `sys.stderr`."""
 
 
 def serve(connection: Connection, payload: Any) -> None:
@@ -61,31 +64,31 @@ def _session(payload: Any) -> Any:
 
 def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:
     if request == "describe":
-        return "ok", session.describe()
+        with _ended_after(argument + _GRACE_S):
+            return "ok", session.describe()
     assert isinstance(argument, TrialSpec), "the only other request is a trial"
-    with _alarm(argument.timeout_s + _GRACE_S):
+    with _ended_after(argument.timeout_s + _GRACE_S):
         return "ok", session.run(argument)
 
 
 @contextlib.contextmanager
-def _alarm(seconds: float) -> Any:
-    """The kernel ends this process at the deadline, even when it hangs in C code and its parent is gone."""
-    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if usable:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+def _ended_after(seconds: float) -> Iterator[None]:
+    """At the deadline the process ends, even when it hangs in C code and its parent is gone.
+
+    By a thread that needs no interpreter, and not by a signal: alarms are the user's code's own.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
     try:
         yield
     finally:
-        if usable:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _send(connection: Connection, reply: tuple[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError, OSError):
         try:
             connection.send(reply)
-        except (TypeError, AttributeError, ValueError) as error:  # a detail that cannot be pickled
+        except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:  # a detail of it
             connection.send(("crash", f"a reply could not be sent: {error}"))
 
 

@@ -7,7 +7,11 @@ hangs or dies takes the user's process with it: the bench process exists because
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+from torch import nn
+
+from autotune.errors import ModelError
 from autotune.measure import flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
 from autotune.measure.seam import Description
@@ -30,8 +34,11 @@ class InProcessRunner:
             # One deepcopy for both: the copied optimizer must hold the copied model's parameters.
             frozen = optimizers.freeze_optimizer(self._workload.optimizer)
             memo = {id(parts.dataset): parts.dataset} if parts is not None else {}
-            model, optimizer = copy.deepcopy((self._workload.model, frozen), memo)
-            own = self._workload.with_(model=model, optimizer=optimizer)
+            loss = self._workload.loss
+            # A loss with weights of its own is trained too; any other is a function, and needs no copy.
+            weighted = loss if isinstance(loss, nn.Module) else None
+            model, optimizer, copied_loss = _copied((self._workload.model, frozen, weighted), memo)
+            own = self._workload.with_(model=model, optimizer=optimizer, loss=copied_loss or loss)
             private = loaders.private_copy(parts) if parts is not None else None
             self._session = Session(own, private, user_flags, machine_facts)
         return self._session
@@ -53,3 +60,25 @@ class InProcessRunner:
     def close(self) -> None:
         """Let the copy go."""
         self._session = None
+
+
+def _copied(live: tuple[Any, Any, Any], memo: dict[int, Any]) -> tuple[Any, Any, Any]:
+    """Copies of model, optimizer and loss that share what those share.
+
+    Raises:
+        ModelError: where a copy cannot be made, or could not be trained.
+    """
+    why = "a copy of it has parameters that an optimizer refuses"
+    try:
+        model, optimizer, loss = copy.deepcopy(live, memo)
+        parts = model.values() if isinstance(model, dict) else [model]
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        if all(p.is_leaf for module in modules for p in module.parameters()):
+            return model, optimizer, loss
+    except Exception as error:  # copying runs the user's own code
+        why = f"{type(error).__name__}: {error}"
+    raise ModelError(
+        "the model cannot be copied",
+        why=why,
+        fix="pass a function that makes it: the tuner trains a copy, never your own model",
+    )

@@ -72,8 +72,12 @@ class Launcher(Protocol):
         """A fresh bench process."""
         ...
 
+    def mark_log(self) -> None:
+        """What is written from now on is what `log_tail` shows."""
+        ...
+
     def log_tail(self) -> str:
-        """The last lines that bench processes wrote to their standard error."""
+        """The last lines that bench processes wrote to their standard error since the mark."""
         ...
 
     def close(self) -> None:
@@ -92,12 +96,17 @@ class _Log:
             path = Path(name)
         self.path = path
         self.file = path.open("ab")
+        self._marked = 0
+
+    def mark(self) -> None:
+        with contextlib.suppress(OSError):
+            self._marked = self.path.stat().st_size
 
     def tail(self, characters: int = 4000) -> str:
         try:
             with self.path.open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - characters))
+                file.seek(max(self._marked, file.tell() - characters))
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
@@ -113,7 +122,7 @@ class ForkLauncher:
     """Forks from a server that has torch imported: a fresh process in a tenth of a second."""
 
     def __init__(self, payload: Payload, log: Path | None = None) -> None:
-        self._payload = payload
+        self._payload: Payload | None = payload
         self._log = _Log(log)
         self._server: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
@@ -130,7 +139,7 @@ class ForkLauncher:
             stdout=self._log.file,
             stderr=self._log.file,
             start_new_session=True,  # a Ctrl-C at the terminal is for the parent, which ends this in order
-            env=_environment(self._payload),
+            env=_environment(),
         )
         theirs.close()
         self._connection = Connection(ours.detach())
@@ -138,6 +147,7 @@ class ForkLauncher:
             [name for name in _PRELOAD if name in sys.modules or name.startswith("torch")] + list(_OURS)
         )
         self._connection.send(("payload", self._payload))
+        self._payload = None  # a dataset held in memory can be large, and the server has it now
 
     def launch(self) -> BenchProcess:
         """A fresh bench process."""
@@ -163,8 +173,12 @@ class ForkLauncher:
             except (EOFError, OSError):
                 return -signal.SIGKILL
 
+    def mark_log(self) -> None:
+        """What is written from now on is what `log_tail` shows."""
+        self._log.mark()
+
     def log_tail(self) -> str:
-        """The last lines of standard error."""
+        """The last lines of standard error since the mark."""
         return self._log.tail()
 
     def close(self) -> None:
@@ -198,7 +212,7 @@ class SpawnLauncher:
                 stdout=self._log.file,
                 stderr=self._log.file,
                 start_new_session=True,
-                env=_environment(self._payload),
+                env=_environment(),
             )
             assert process.stdin is not None, "it is a pipe"
             process.stdin.write(f"{listener.address}\n{key.hex()}\n".encode())
@@ -209,8 +223,12 @@ class SpawnLauncher:
         self._running.append(bench)
         return bench
 
+    def mark_log(self) -> None:
+        """What is written from now on is what `log_tail` shows."""
+        self._log.mark()
+
     def log_tail(self) -> str:
-        """The last lines of standard error."""
+        """The last lines of standard error since the mark."""
         return self._log.tail()
 
     def close(self) -> None:
@@ -249,7 +267,7 @@ def _no_start(log: _Log, error: Exception | None) -> EnvironmentFault:
     )
 
 
-def _environment(payload: Payload) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """The parent's environment; the children find this package wherever the parent found it."""
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])]

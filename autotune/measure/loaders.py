@@ -21,8 +21,9 @@ from torch.utils.data import (
     default_convert,
 )
 
-from autotune.errors import DatasetTooSmallError, EmptyDatasetError, UsageError
+from autotune.errors import AutotuneError, DatasetError, DatasetTooSmallError, EmptyDatasetError, UsageError
 from autotune.measure import by_value
+from autotune.measure.classify import user_traceback
 from autotune.settings import LoaderSettings
 from autotune.workload import Workload
 
@@ -107,6 +108,7 @@ def parts_of(workload: Workload) -> LoaderParts | None:
 
     Raises:
         UsageError: for what is no dataset.
+        DatasetError: when a function that makes one raises.
     """
     dataset = workload.dataset
     if dataset is None:
@@ -118,12 +120,26 @@ def parts_of(workload: Workload) -> LoaderParts | None:
     ):
         return _parts_of_dataset(dataset, workload)
     if callable(dataset):
-        return parts_of(workload.with_(dataset=dataset()))
+        return parts_of(workload.with_(dataset=_called(dataset)))
     raise UsageError(
         "`dataset` is no dataset",
         why=f"{type(dataset).__name__} has no `__getitem__` and is no IterableDataset",
         fix="pass a torch dataset, a list, a DataLoader, or a function that makes one",
     )
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except AutotuneError:
+        raise
+    except Exception as error:  # the user's own function
+        raise DatasetError(
+            "the function that makes the dataset raised",
+            why=f"{type(error).__name__}: {error}",
+            fix="make it work when it is called on its own, without arguments",
+            detail=user_traceback(error),
+        ) from None
 
 
 def _parts_of_dataset(dataset: Any, workload: Workload) -> LoaderParts:

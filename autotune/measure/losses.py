@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from autotune.errors import LossError, ModelError
 from autotune.measure.batches import describe_batch
+from autotune.measure.models import is_expanded
 
 LossOf = Callable[[Any, Any], torch.Tensor]
 """`(model, batch on the device) -> scalar loss`."""
@@ -154,7 +155,7 @@ def _infer(model: nn.Module, batch: Any) -> LossPlan:
 @contextlib.contextmanager
 def _unseen(model: nn.Module) -> Iterator[None]:
     """A look at what the model returns: running statistics and random numbers go on as if there was none."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_expanded(buffer)]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         try:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class Payload:
     """The pickled (Workload, LoaderParts | None); None where `target` says how to make it."""
     target: str | None = None
     """`module:factory` or `file.py:factory`."""
-    overrides: tuple[tuple[str, Any], ...] = ()
-    """Workload fields set on the command line."""
+    overrides: bytes | None = None
+    """The pickled Workload fields that replace the target's own."""
     user_flags: flags.UserFlags | None = None
     """None: as the target's own import leaves them."""
     start_method: str | None = None
@@ -71,8 +72,8 @@ def pickle_workload(workload: Workload) -> Payload:
     )
     try:
         blob = _dumps((light, parts))
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise _blame(light, parts, error) from None
+    except Exception as error:  # pickling runs the user's own code
+        raise _blame(_parts_that_travel(light, parts), error) from None
     return Payload(
         blob=blob,
         user_flags=flags.read_user_flags(),
@@ -111,18 +112,22 @@ def _dumps(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _blame(workload: Workload, parts: loaders.LoaderParts | None, error: Exception) -> NotPicklableError:
-    candidates: dict[str, Any] = {
-        name: getattr(workload, name) for name in ("model", "loss", "step", "train_step", "optimizer")
-    }
+def _parts_that_travel(workload: Workload, parts: loaders.LoaderParts | None) -> dict[str, Any]:
+    names: tuple[str, ...] = ("model", "loss", "step", "train_step", "optimizer", "dataset", "collate_fn")
+    candidates: dict[str, Any] = {name: getattr(workload, name) for name in names}
     if parts is not None:
-        candidates |= {"dataset": parts.dataset, "collate_fn": parts.collate_fn, "sampler": parts.sampler}
-    culprit, reason = "workload", str(error)
+        names = ("dataset", "collate_fn", "sampler", "batch_sampler", "worker_init_fn", "generator")
+        candidates |= {name: getattr(parts, name) for name in names}
+    return candidates
+
+
+def _blame(candidates: Mapping[str, Any], error: Exception) -> NotPicklableError:
+    culprit, reason = "workload", f"{type(error).__name__}: {error}"
     for name, value in candidates.items():
         try:
             _dumps(value)
         except Exception as own:  # any refusal to be pickled names the part
-            culprit, reason = name, str(own)
+            culprit, reason = name, f"{type(own).__name__}: {own}"
             break
     return NotPicklableError(
         f"the {culprit} cannot be sent to another process",
@@ -139,11 +144,19 @@ def _start_method() -> str | None:
 
 
 def target_payload(target: str, **overrides: Any) -> Payload:
-    """A workload that the bench process makes for itself; the parent never runs its factory."""
+    """A workload that the bench process makes for itself; the parent never runs its factory.
+
+    Raises:
+        NotPicklableError: naming the override that cannot travel.
+    """
+    try:
+        pickled = _dumps(overrides)
+    except Exception as error:  # pickling runs the user's own code
+        raise _blame(overrides, error) from None
     return Payload(
         blob=None,
         target=target,
-        overrides=tuple(sorted(overrides.items())),
+        overrides=pickled,
         start_method=_start_method(),
         sys_path=tuple(sys.path),
         cwd=os.getcwd(),
@@ -173,10 +186,19 @@ def unpack(payload: Payload) -> tuple[Workload, loaders.LoaderParts | None]:
     """
     if payload.blob is None:
         assert payload.target is not None, "a payload is bytes or a target"
-        workload = load_target(parse_target(payload.target)).with_(**dict(payload.overrides))
+        workload = load_target(parse_target(payload.target))
+        if payload.overrides is not None:
+            workload = workload.with_(**_loads(payload.overrides))
         return workload, loaders.parts_of(workload)
+    workload, parts = _loads(payload.blob)
+    if parts is None and _is_factory(workload.dataset):
+        parts = loaders.parts_of(workload)
+    return workload, parts
+
+
+def _loads(pickled: bytes) -> Any:
     try:
-        workload, parts = pickle.loads(payload.blob)
+        return pickle.loads(pickled)
     except AutotuneError:
         raise
     except Exception as error:  # unpickling runs the user's own code
@@ -185,6 +207,3 @@ def unpack(payload: Payload) -> tuple[Workload, loaders.LoaderParts | None]:
             why=f"{type(error).__name__}: {error}",
             fix='make its classes importable, or measure in this process with runner="in_process"',
         ) from None
-    if parts is None and _is_factory(workload.dataset):
-        parts = loaders.parts_of(workload)
-    return workload, parts

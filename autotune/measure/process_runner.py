@@ -46,7 +46,7 @@ class ProcessRunner:
             AutotuneError: where the workload cannot be run at all.
         """
         if self._description is None:
-            kind, value = self._ask("describe", None, DESCRIBE_TIMEOUT_S)
+            kind, value = self._ask("describe", DESCRIBE_TIMEOUT_S, DESCRIBE_TIMEOUT_S)
             if kind == "error":
                 raise value
             if kind != "ok":
@@ -54,7 +54,7 @@ class ProcessRunner:
                 raise BaselineError(
                     "your own settings do not run",
                     why=failure.message,
-                    fix=failure.hint,
+                    fix=failure.hint or 'see it happen in your own process: runner="in_process"',
                     detail=failure.traceback or self._launcher.log_tail(),
                 )
             assert isinstance(value, Description), "describe answers with a Description"
@@ -86,6 +86,7 @@ class ProcessRunner:
                 self._bench = self._launcher.launch()
                 self._used = False
             bench = self._bench
+            self._launcher.mark_log()  # what earlier trials wrote explains nothing of this one
             bench.connection.send((request, argument))
             if not bench.connection.poll(timeout_s):
                 return "lost", self._timed_out(timeout_s)

@@ -9,22 +9,23 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from autotune.errors import ModelError, UsageError
+from autotune.errors import AutotuneError, BaselineError, ModelError, UsageError
 from autotune.facts import MachineFacts
-from autotune.measure import batches, flags, limits, loaders, losses, optimizers, survey, timing
+from autotune.measure import batches, flags, limits, loaders, losses, models, optimizers, survey, timing
 from autotune.measure.classify import classify
 from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed
 from autotune.measure.seam import Description
-from autotune.measure.stepkit import StepKit
+from autotune.measure.stepkit import StepKit, is_channels_last
 from autotune.settings import Settings
 from autotune.space.rules import canonical
 from autotune.trial import Block, Failure, Measurement, Stopped, TrialSpec
@@ -58,13 +59,14 @@ class Session:
         self._read_machine = machine
         if parts is not None:
             parts.check()
-        self.models = build_models(workload.model)
+        self.models = models.build_models(workload.model)
         self.device = choose_device(workload.device, list(self.models.values()))
         self.clock = DeviceClock(self.device)
+        self._check_trainable()
+        self._modes = self._training_modes()
+        self.channels_last = all(is_channels_last(model) for model in self.models.values())
         for model in self.models.values():
             model.to(self.device)
-            model.train()
-        self._check_trainable()
         self._frozen_optimizer = optimizers.freeze_optimizer(workload.optimizer)
         self._initial = self._snapshot()
         self._held: dict[int | None, tuple[Any, int]] = {}
@@ -82,13 +84,27 @@ class Session:
         """
         if self._description is None:
             started = time.perf_counter()
-            seen = survey.survey(self)
+            seen = self._survey()
             machine = self._read_machine()
             facts = replace(seen.workload, setup_s=self._setup_s + time.perf_counter() - started)
             # Switches that do nothing here, such as pinned memory on a CPU, are no part of what is compared.
             yours = canonical(seen.yours, machine, facts, keep_persistent=True)
             self._description = Description(machine=machine, workload=facts, yours=yours, notes=seen.notes)
         return self._description
+
+    def _survey(self) -> survey.Survey:
+        try:
+            return survey.survey(self)
+        except AutotuneError:
+            raise
+        except Exception as error:  # what is left is the device's, such as too little memory
+            failure = classify(error, phase="in the first step")
+        raise BaselineError(
+            "your own settings do not run",
+            why=failure.message,
+            fix=failure.hint,
+            detail=failure.traceback,
+        )
 
     def held_batch(self, batch_size: int | None) -> tuple[Any, int]:
         """One batch on the host and its number of samples, fetched once for each batch size.
@@ -99,7 +115,11 @@ class Session:
         if self.parts is None:
             return None, self.workload.samples_per_step or 1
         if batch_size not in self._held:
-            self._held[batch_size] = survey.fetch_one(self.parts, batch_size)
+            fetched = survey.fetch_one(self.parts, batch_size)
+            own = self._own_batch_size()
+            # The user's own and the latest other one: a ladder of large batches would fill the memory.
+            self._held = {size: held for size, held in self._held.items() if size == own}
+            self._held[batch_size] = fetched
         return self._held[batch_size]
 
     def loss_plan(self) -> losses.LossPlan | None:
@@ -125,12 +145,16 @@ class Session:
         plan = self.loss_plan()
         return StepKit(
             models=self.models,
-            optimizers_=optimizers.build_optimizers(self._frozen_optimizer, self.models),
+            optimizers_=self.build_optimizers(),
             settings=settings,
             device=self.device,
             loss_of=None if plan is None else plan.loss_of,
             train_step=self.workload.train_step,
         )
+
+    def build_optimizers(self) -> dict[str, Optimizer]:
+        """The user's optimizers as they make them, without a step taken."""
+        return optimizers.build_optimizers(self._frozen_optimizer, self.models)
 
     def _own_batch_size(self) -> int | None:
         return None if self.parts is None else self.parts.settings.batch_size
@@ -145,9 +169,23 @@ class Session:
 
     # -- state ---------------------------------------------------------------------------------------
 
+    def _training_modes(self) -> list[tuple[nn.Module, bool]]:
+        """Each module's own flag, so that a frozen part in evaluation stays there.
+
+        A model that is in evaluation as a whole was validated last, and is trained in training mode.
+        """
+        if not any(model.training for model in self.models.values()):
+            for model in self.models.values():
+                model.train()
+        return [(module, module.training) for model in self.models.values() for module in model.modules()]
+
     def _snapshot(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         with torch.no_grad():
-            return [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in self._tensors()]
+            return [
+                (tensor, tensor.detach().to("cpu", copy=True))
+                for tensor in self._tensors()
+                if not models.is_expanded(tensor)
+            ]
 
     def _tensors(self) -> list[torch.Tensor]:
         return [
@@ -161,7 +199,8 @@ class Session:
                 tensor.copy_(value)
         for model in self.models.values():
             model.zero_grad(set_to_none=True)
-            model.train()
+        for module, training in self._modes:
+            module.training = training
 
     # -- trials --------------------------------------------------------------------------------------
 
@@ -267,33 +306,11 @@ class Session:
 @contextlib.contextmanager
 def _deaf_to_workers() -> Iterator[None]:
     """Torch raises wherever the main thread is when a worker dies; not while one death is being handled."""
-    usable = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
-    if usable:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield
     finally:
-        if usable:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-
-
-def build_models(model: Any) -> dict[str, nn.Module]:
-    """Models by name from a module, a dict of modules or a factory of either.
-
-    Raises:
-        ModelError: for anything else, and when a factory raises.
-    """
-    if isinstance(model, nn.Module):
-        return {"": model}
-    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
-        return {str(name): m for name, m in model.items()}
-    if callable(model):
-        made = model()
-        if isinstance(made, (nn.Module, Mapping)):
-            return build_models(made)
-        raise ModelError("the model function returned no nn.Module", why=f"it returned {type(made).__name__}")
-    raise ModelError(
-        "`model` is not an nn.Module",
-        why=f"it is {type(model).__name__}",
-        fix="pass a module, a dict of modules, or a function without arguments that makes one",
-    )
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class StepKit:
         device: where they live already.
         loss_of: `(model, batch) -> loss`; not needed with `train_step` or a loop of your own.
         train_step: `(kit, batch) -> loss`: does the whole step itself.
+
+    Raises:
+        UsageError: for optimizers that hold no parameter of the models, and for settings that they refuse.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class StepKit:
         self.autocast_entered = False
         self._loss_of = loss_of
         self._train_step = train_step
+        _check_held(self.models.values(), self.optimizers.values())
         for model in self.models.values():
             set_memory_format(model, channels_last=settings.compute.channels_last)
         for optimizer in self.optimizers.values():
@@ -151,6 +155,17 @@ class StepKit:
             if self.scaler is not None:
                 self.scaler.update()  # once for all: they share the scale that this loss was multiplied with
         return loss.detach() if isinstance(loss, torch.Tensor) else loss
+
+
+def _check_held(models: Iterable[nn.Module], optimizers_: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that train something else: every step would be measured, and nothing learnt."""
+    held = {id(p) for optimizer in optimizers_ for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for model in models for p in model.parameters()):
+        raise UsageError(
+            "the optimizer holds no parameter of the model",
+            why="it was made for another model, or for this one before it was copied or made anew",
+            fix="make it from this model's parameters, or pass a function: lambda p: SGD(p, lr=0.1)",
+        )
 
 
 def set_memory_format(model: nn.Module, *, channels_last: bool) -> None:

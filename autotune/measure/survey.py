@@ -15,7 +15,7 @@ from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, 
 from autotune.facts import WorkloadFacts
 from autotune.measure import batches, flags, loaders, losses, optimizers
 from autotune.measure.classify import user_traceback
-from autotune.measure.stepkit import StepKit, is_channels_last
+from autotune.measure.stepkit import StepKit
 from autotune.settings import ComputeSettings, LoaderSettings, Settings, TransferSettings
 
 if TYPE_CHECKING:
@@ -87,14 +87,15 @@ def survey(session: Session) -> Survey:
     own_size = None if parts is None else parts.settings.batch_size
     held, samples = session.held_batch(own_size)
     plan = session.loss_plan()
-    settings = Settings(loader=parts.settings if parts is not None else LoaderSettings())
+    yours = _yours(session)
     with flags.preserved():
         flags.seed_everything(0)
-        kit = session.make_kit(settings)
+        kit = session.make_kit(yours)
         watch = _Watch(kit.models, session.device.type)
-        first_loss, step_s = _run_steps(kit, held, session, plan)
-        watch.close()
-    yours = _yours(session, kit)
+        try:
+            first_loss, step_s = _run_steps(kit, held, session, plan)
+        finally:
+            watch.close()
     session.restore()
     if parts is not None and parts.note:
         notes.append(parts.note)
@@ -186,13 +187,14 @@ class _Watch:
             handle.remove()
 
 
-def _yours(session: Session, kit: StepKit) -> Settings:
+def _yours(session: Session) -> Settings:
+    """What the user runs: read before a kit switches anything."""
     on_cpu = session.device.type == "cpu"
     compute = ComputeSettings(
         precision=flags.user_precision(session.user_flags, session.device.type),
         cudnn_benchmark=session.user_flags.cudnn_benchmark and session.device.type == "cuda",
-        channels_last=all(is_channels_last(model) for model in kit.models.values()),
-        fused_optimizer=optimizers.is_fused(kit.optimizers.values()),
+        channels_last=session.channels_last,
+        fused_optimizer=optimizers.is_fused(session.build_optimizers().values()),
         cpu_threads=session.user_flags.num_threads if on_cpu else None,
     )
     loader = session.parts.settings if session.parts is not None else LoaderSettings()

@@ -1,0 +1,80 @@
+"""Models taken from what the user hands over: a module, a dict of them, or a function that makes either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from autotune.errors import AutotuneError, ModelError
+from autotune.measure.classify import user_traceback
+
+
+def build_models(model: Any) -> dict[str, nn.Module]:
+    """Models by name; a single one has the name "".
+
+    Raises:
+        ModelError: for anything else, when a function raises, and for parameters that hold no values yet.
+    """
+    if isinstance(model, nn.Module):
+        return _with_values({"": model})
+    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
+        return _with_values({str(name): m for name, m in model.items()})
+    if callable(model):
+        made = _called(model)
+        if isinstance(made, (nn.Module, Mapping)):
+            return build_models(made)
+        raise ModelError(
+            "the model function returned no nn.Module",
+            why=f"it returned {type(made).__name__}",
+            fix="return a module, or a dict of modules",
+        )
+    raise ModelError(
+        "`model` is not an nn.Module",
+        why=f"it is {type(model).__name__}",
+        fix="pass a module, a dict of modules, or a function without arguments that makes one",
+    )
+
+
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements share one place in memory: torch writes to no such tensor, nor can a step."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
+
+
+def _called(function: Any) -> Any:
+    try:
+        return function()
+    except AutotuneError:
+        raise
+    except Exception as error:  # the user's own function
+        raise ModelError(
+            "the model function raised",
+            why=f"{type(error).__name__}: {error}",
+            fix="make it work when it is called on its own, without arguments",
+            detail=user_traceback(error),
+        ) from None
+
+
+def _with_values(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    tensors = [
+        (f"{key}.{name}" if key else name, tensor)
+        for key, model in models.items()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    ]
+    for name, tensor in tensors:
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise ModelError(
+                f"`{name}` has no shape yet",
+                why="a lazy module learns its shapes from its first batch",
+                fix="run the model once on a batch before you hand it over",
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"`{name}` has no values",
+                why="the model was made on the meta device",
+                fix="give it storage first: model.to_empty(device=...), then load or initialise its weights",
+            )
+    return models
