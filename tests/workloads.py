@@ -170,5 +170,6 @@ def make_pair() -> tuple[nn.Module, Dataset]:
 
 def draw_rows(model: nn.Module, batch: None) -> torch.Tensor:
     """A step without a loader: it makes its own batch of eight rows."""
-    x = torch.randn(8, 16)
-    return nn.functional.cross_entropy(model(x), torch.zeros(8, dtype=torch.long))
+    device = next(model.parameters()).device
+    x = torch.randn(8, 16, device=device)
+    return nn.functional.cross_entropy(model(x), torch.zeros(8, dtype=torch.long, device=device))

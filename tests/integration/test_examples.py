@@ -20,10 +20,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def run_example(name: str, *args: object, home: Path) -> str:
     """What the example prints; its study and profiles stay inside of `home`."""
+    paths = [str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH", "")])]
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", str(EXAMPLES / name), *map(str, args)],
         cwd=home,
-        env={**os.environ, "AUTOTUNE_HOME": str(home), "PYTHONPATH": str(EXAMPLES.parent)},
+        env={**os.environ, "AUTOTUNE_HOME": str(home), "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=550,
