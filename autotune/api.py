@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -124,6 +125,12 @@ def _workload(
     model: Any, dataset: Any, fields: dict[str, Any], *, in_process: bool
 ) -> tuple[Workload | None, str]:
     """A workload of live objects, or the target that another process will make it from."""
+    if isinstance(model, str) and dataset is not None:
+        raise UsageError(
+            "a target and a dataset were given",
+            why=f"`{model}` makes its own workload, dataset included",
+            fix="let its function return the dataset, or pass the model itself beside the dataset",
+        )
     if isinstance(model, str) and not in_process:
         return None, model
     if isinstance(model, str):
@@ -133,7 +140,11 @@ def _workload(
     if not isinstance(model, Workload):
         return Workload(model, dataset, **fields), ""
     if dataset is not None:
-        raise UsageError("a Workload and a dataset were given", fix="put the dataset into the Workload")
+        raise UsageError(
+            "a Workload and a dataset were given",
+            why="a Workload holds its dataset",
+            fix="put the dataset into the Workload",
+        )
     return model.with_(**_given(fields)), ""
 
 
@@ -197,7 +208,9 @@ def tune_with(
     from autotune.search.engine import TuneOptions, tune
 
     if epochs is not None and epochs < 1:
-        raise UsageError("`epochs` must be at least 1", why=f"it is {epochs}")
+        raise UsageError(
+            "`epochs` must be at least 1", why=f"it is {epochs}", fix="leave it out for a long run"
+        )
     if allow not in ("exact", "numerics", "recipe"):
         raise UsageError(
             f"`allow` cannot be {allow!r}",
@@ -225,7 +238,8 @@ def tune_with(
 def _journal(name: str, *, resume: bool) -> str:
     """The study's own file: one for each run, so that an old run stays readable; the newest on resume."""
     first = store.study_path(name)
-    runs = sorted(first.parent.glob(f"{first.stem}-*{first.suffix}"))
+    stamps = "[0-9]" * 8 + "-" + "[0-9]" * 6  # not those of a workload whose name goes on after a dash
+    runs = sorted(first.parent.glob(f"{glob.escape(first.stem)}-{stamps}{first.suffix}"))
     if resume and runs:
         return str(runs[-1])
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
+from autotune.errors import UsageError
 from autotune.measure import flags, losses, optimizers
 from autotune.measure.device import choose_device
 from autotune.measure.models import build_models
@@ -18,6 +19,9 @@ from autotune.measure.stepkit import StepKit
 from autotune.outcome import Recipe
 from autotune.recipe.scaling import warmup_factor
 from autotune.settings import Settings
+
+_SCALED_FOR = "scaled_for_batch_size"
+"""Key in a param group: its learning rate is the recipe's for this batch size."""
 
 
 class Kit(StepKit):
@@ -30,7 +34,8 @@ class Kit(StepKit):
     Models go to the device and take the memory order of the settings; the optimizer is switched to its
     fused step; torch's switches (cudnn.benchmark, TF32, threads) are set at once and put back by `close()`
     or at the end of the `with` block. Where the batch size was changed, `scheduler` warms the scaled
-    learning rate up, and `step` advances it (not after a step that the scaler skipped).
+    learning rate up: each step of the optimizer advances it, in any loop, and one that the scaler skipped
+    does not. A scheduler of your own is made after the kit, so that it starts from the scaled rate.
     """
 
     def __init__(
@@ -45,20 +50,29 @@ class Kit(StepKit):
         train_step: Callable[[Any, Any], Any] | None = None,
         recipe: Recipe | None = None,
     ) -> None:
-        self._flags = contextlib.ExitStack()
         self._loss, self._user_step = loss, step
+        self._flags = contextlib.ExitStack()
         yours = flags.read_user_flags()
-        self._flags.enter_context(_flags_only())
+        self._flags.callback(flags.write_user_flags, yours)
         flags.apply_flags(settings.compute, yours, device.type)
-        super().__init__(
-            models=models,
-            optimizers_=optimizers_,
-            settings=settings,
-            device=device,
-            train_step=train_step,
-        )
+        try:
+            super().__init__(
+                models=models,
+                optimizers_=optimizers_,
+                settings=settings,
+                device=device,
+                train_step=train_step,
+            )
+        except BaseException:
+            self.close()  # no kit, so nobody else would
+            raise
         self.recipe = recipe
-        self.scheduler = _warmup(self.optimizers, recipe)
+        self.schedulers = _scaled(self.optimizers, recipe)
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        """The warmup of the optimizer, or of the first of several; None where there is nothing to warm up."""
+        return next(iter(self.schedulers.values()), None)
 
     def step(self, batch: Any) -> torch.Tensor:
         """One whole training step on a batch of the loader.
@@ -73,12 +87,7 @@ class Kit(StepKit):
             self._loss_of = losses.plan_loss(
                 self.model, self.to_device(batch), loss=self._loss, step=self._user_step
             ).loss_of
-        scale = self.scaler.get_scale() if self.scaler is not None and self.scheduler is not None else None
-        loss = super().step(batch)
-        skipped = scale is not None and self.scaler is not None and self.scaler.get_scale() < scale
-        if self.scheduler is not None and not skipped:
-            self.scheduler.step()
-        return loss
+        return super().step(batch)
 
     def close(self) -> None:
         """Put torch's switches back; the model stays as it is."""
@@ -89,18 +98,6 @@ class Kit(StepKit):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _flags_only() -> Any:
-    """Switches are put back, random states are not: training moves those on."""
-    before = flags.read_user_flags()
-    deterministic = torch.backends.cudnn.deterministic
-    try:
-        yield
-    finally:
-        flags.write_user_flags(before)
-        torch.backends.cudnn.deterministic = deterministic
 
 
 def make_kit(
@@ -120,7 +117,8 @@ def make_kit(
         settings: what to apply.
         recipe: learning rates for a changed batch size; None leaves learning alone.
         model: an `nn.Module`, a dict of them, or a function that makes one. Changed in place.
-        optimizer: an Optimizer of that model, a function `params -> Optimizer`, or a dict of either.
+        optimizer: an Optimizer of that model, a function `params -> Optimizer`, or a dict of either. Where
+            the batch size was changed its learning rates are scaled, once.
         loss, step, train_step: as for `autotune.Workload`; inferred at the first batch without.
         device: where to train; chosen as in tuning without.
 
@@ -132,12 +130,6 @@ def make_kit(
     for one in models.values():
         one.to(where)
     built = _given(optimizer, models)
-    if recipe is not None and recipe.batch_size != recipe.reference_batch_size:
-        factors = [
-            new / old if old else 1.0
-            for new, old in zip(recipe.learning_rates, recipe.reference_learning_rates, strict=True)
-        ]
-        optimizers.scale_learning_rates(list(built.values()), lambda i: factors[min(i, len(factors) - 1)])
     return Kit(
         models=models,
         optimizers_=built,
@@ -152,6 +144,11 @@ def make_kit(
 
 def _given(optimizer: Any, models: dict[str, nn.Module]) -> dict[str, Optimizer]:
     """Optimizers that exist are used themselves, so that schedulers that hold them go on working."""
+    if optimizer is None:
+        raise UsageError(
+            "there is no optimizer to train with",
+            fix="pass one of the model, or a function: kit(model, lambda p: torch.optim.SGD(p, lr=0.1))",
+        )
     if isinstance(optimizer, Optimizer):
         return {"": optimizer}
     if isinstance(optimizer, Mapping) and all(isinstance(o, Optimizer) for o in optimizer.values()):
@@ -159,8 +156,66 @@ def _given(optimizer: Any, models: dict[str, nn.Module]) -> dict[str, Optimizer]
     return optimizers.build_optimizers(optimizers.freeze_optimizer(optimizer), models)
 
 
-def _warmup(built: Mapping[str, Optimizer], recipe: Recipe | None) -> LambdaLR | None:
-    if recipe is None or recipe.warmup_samples == 0:
-        return None
-    first = next(iter(built.values()))
-    return LambdaLR(first, lambda steps: warmup_factor(steps * recipe.batch_size, recipe))
+def _scaled(built: Mapping[str, Optimizer], recipe: Recipe | None) -> dict[str, LRScheduler]:
+    """Learning rates as the recipe has them, and what warms them up.
+
+    A group that was scaled for this batch size before, such as by the kit of an earlier epoch or in a
+    checkpoint, is left alone: it says so itself.
+    """
+    if recipe is None or recipe.batch_size == recipe.reference_batch_size:
+        return {}
+    pairs = zip(recipe.learning_rates, recipe.reference_learning_rates)
+    factors = [new / old if old else 1.0 for new, old in pairs] or [1.0]
+    fresh = {
+        name: optimizer
+        for name, optimizer in built.items()
+        if any(group.get(_SCALED_FOR) != recipe.batch_size for group in optimizer.param_groups)
+    }
+    optimizers.scale_learning_rates(list(fresh.values()), lambda i: factors[min(i, len(factors) - 1)])
+    for optimizer in fresh.values():
+        for group in optimizer.param_groups:
+            group[_SCALED_FOR] = recipe.batch_size
+            if "initial_lr" in group:  # of a scheduler from before; those to come start from the new rate
+                group["initial_lr"] = group["lr"]
+    return {name: Warmup(optimizer, recipe) for name, optimizer in fresh.items() if recipe.warmup_samples}
+
+
+class Warmup(LRScheduler):
+    """Raises the learning rates of an optimizer to their own values over the recipe's first samples.
+
+    It advances by itself with each step that the optimizer takes, and goes on beside another scheduler: what
+    that one lowers stays lowered, and what it raises is taken for the rate to warm up to.
+    """
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._given: list[Any] = []
+        super().__init__(optimizer)
+        optimizer.register_step_post_hook(lambda *_: self._advance())
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group for the next step."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        now = self._factor(self.last_epoch)
+        if self.last_epoch == 0:
+            self._given = [rate * now for rate in rates]
+        else:
+            ratio = now / self._factor(self.last_epoch - 1)
+            given = zip(rates, self._given)
+            self._given = [rate * now if rate > before else rate * ratio for rate, before in given]
+        return list(self._given)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but what the kit is made from."""
+        return {name: value for name, value in super().state_dict().items() if name != "_recipe"}
+
+    def _factor(self, steps: int) -> float:
+        return warmup_factor(steps * self._recipe.batch_size, self._recipe)
+
+    def _advance(self) -> None:
+        if self._factor(self.last_epoch) == 1.0:
+            return
+        # A fused step is taken even where the gradients overflowed, and then does nothing by itself.
+        overflowed = getattr(self.optimizer, "found_inf", None)
+        if overflowed is None or not overflowed.item():
+            self.step()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader, SequentialSampler
+
+from autotune.errors import UsageError
 from autotune.measure import loaders
 from autotune.measure.probe import machine_facts
 from autotune.outcome import Outcome
@@ -36,23 +40,43 @@ class Tuned:
 
         Args:
             dataset: a dataset, or a DataLoader whose collate_fn, sampler and the like are kept. Without
-                it, right after tuning: the dataset that was tuned on.
+                it, right after tuning: the dataset that was tuned on. Right after tuning with a DataLoader,
+                another dataset is loaded as that one was; a sampler of your own stays behind.
             overrides: go to the DataLoader's constructor last.
+
+        Raises:
+            UsageError: without a dataset, and where the settings leave open how batches are made.
         """
         self._compare()
         parts = self._parts(dataset)
+        own = dataset is None or isinstance(dataset, DataLoader) or parts.settings.batch_size is None
+        sized = overrides.keys() & {"batch_size", "batch_sampler"}
+        if self.settings.loader.batch_size is None and not own and not sized:
+            raise UsageError(
+                "the settings do not say how large a batch is",
+                why="they were found for a loop in which the dataset or a batch sampler makes the batches",
+                fix="pass the DataLoader itself, or batch_size=None, batch_size=... or batch_sampler=...",
+            )
         return loaders.build_loader(parts, self.settings.loader, **overrides)
 
     def _parts(self, dataset: Any) -> loaders.LoaderParts:
-        from autotune.errors import UsageError
-
-        workload = self._workload or Workload(model=None, dataset=dataset)
-        if dataset is not None and dataset is not workload.dataset:
-            workload = workload.with_(dataset=dataset)
-        parts = loaders.parts_of(workload) if workload.dataset is not None else None
-        if parts is None:
-            raise UsageError("there is no dataset to load", fix="pass one: loader(dataset)")
-        return parts
+        tuned = self._workload
+        if dataset is None and (tuned is None or tuned.dataset is None):
+            raise UsageError(
+                "there is no dataset to load",
+                why="none was given, and none is known here",
+                fix="pass one: loader(dataset)",
+            )
+        workload = tuned or Workload(model=None, dataset=dataset)
+        known = loaders.parts_of(workload)
+        if dataset is None or dataset is workload.dataset:
+            found = known
+        elif known is not None and isinstance(workload.dataset, DataLoader):
+            found = _like(known, workload.with_(dataset=dataset))
+        else:
+            found = loaders.parts_of(workload.with_(dataset=dataset))
+        assert found is not None, "there is a dataset"
+        return found
 
     def kit(
         self,
@@ -66,15 +90,17 @@ class Tuned:
     ) -> Any:
         """A training step with the tuned settings for your own model: see `autotune.kit.Kit`.
 
-        Without `loss`, `step` and `train_step`, right after tuning: those that were tuned with.
+        Without `loss`, `step` and `train_step`, right after tuning: those that were tuned with. So with
+        `optimizer`, where a function that makes it was tuned with.
         """
         from autotune.kit import make_kit
 
         self._compare()
         if self._workload is not None and loss is None and step is None and train_step is None:
             loss, step, train_step = self._workload.loss, self._workload.step, self._workload.train_step
-        if device is None and self._workload is not None:
-            device = self._workload.device
+        if self._workload is not None:
+            device = device or self._workload.device
+            optimizer = self._workload.optimizer if optimizer is None else optimizer
         return make_kit(
             self.settings,
             self.profile.recipe,
@@ -103,6 +129,26 @@ class Tuned:
 
     def __str__(self) -> str:
         return render(view_of_profile(self.profile))
+
+
+def _like(known: loaders.LoaderParts, workload: Workload) -> loaders.LoaderParts | None:
+    """The workload's dataset, loaded as the DataLoader that was tuned on loaded its own."""
+    found = loaders.parts_of(workload)
+    if found is None or isinstance(workload.dataset, DataLoader):
+        return found
+    if found.dataset is known.dataset:
+        return known
+    in_order = known.iterable or isinstance(known.sampler, SequentialSampler)
+    return replace(
+        known,
+        dataset=found.dataset,
+        # A batch sampler that is left behind leaves open how large a batch is.
+        settings=found.settings if known.batch_sampler is not None else known.settings,
+        sampler=None,
+        batch_sampler=None,
+        shuffle=found.shuffle and not in_order,
+        note="",
+    )
 
 
 class Result(Tuned):
