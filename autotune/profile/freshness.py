@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +20,9 @@ FreshnessKind = Literal["valid", "stale", "unsure", "unfit"]
 class Freshness:
     """What became of a profile.
 
-    valid: its settings still surely beat the ones it was compared with, or are those. stale: the gain is gone
-    or reversed, or the settings do not run any more. unsure: too few or too noisy pairs to tell. unfit: it
-    was measured elsewhere, so nothing was measured here.
+    valid: its settings still surely beat the ones it was compared with, or are those. stale: most of the gain
+    is surely gone (half of it on a logarithmic scale), or the settings do not run any more. unsure: too few or
+    too noisy pairs to tell. unfit: it was measured elsewhere, so nothing was measured here.
     """
 
     kind: FreshnessKind
@@ -92,7 +93,7 @@ def _answer(found: Recheck, now: Interval | None, was: Interval | None) -> tuple
         return "unsure", f"something else disturbed most runs: {figures}; try again when it is quiet"
     if now.high < 1:
         return "stale", f"slower by now than the settings it replaced: {figures}; tune again"
-    if now.high < (was.low if was is not None else NOTHING_ABOVE):
+    if now.high < max(NOTHING_ABOVE, math.sqrt(was.value) if was is not None else 0.0):
         return "stale", f"the gain is gone: {figures}; tune again"
     if found.verdict.pairs < MIN_PAIRS:
         return "unsure", f"too few pairs to tell: {figures}; give a larger --budget"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
 from autotune.outcome import Interval, Kept, Outcome, Recipe, VerdictKind, Worth
+from autotune.search.verdict import counted_pairs
 from autotune.settings import Settings
 from autotune.trial import Measurement
 
@@ -218,12 +219,18 @@ def _side(outcome: Outcome, settings: Settings) -> Side:
 
 
 def _unbiased(outcome: Outcome, settings: Settings) -> list[Measurement]:
-    """The finals runs of these settings; for *yours* without finals, the runs of the baseline.
+    """The finals runs of these settings that the ratio is made of; for *yours* without, the baseline's.
 
     The baseline is measured because it is the user's, not because it came out well, so its figures are
     not inflated by being chosen. Those of a search trial are.
     """
-    finals = [trial.measurement for trial in outcome.finals(settings) if trial.measurement is not None]
+    samples, epochs = outcome.workload.dataset_samples, outcome.epochs
+    counted = counted_pairs(outcome.yours, outcome.best, outcome.trials, samples=samples, epochs=epochs)
+    finals = [
+        trial.measurement
+        for trial in outcome.finals(settings)
+        if trial.measurement is not None and (not counted or trial.spec.pair in counted)
+    ]
     if finals or settings != outcome.yours:
         return finals
     return [

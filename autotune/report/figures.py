@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from autotune.outcome import Outcome
 from autotune.report.rows import Side
+from autotune.search.verdict import counted_pairs
 from autotune.settings import Settings
 from autotune.trial import Failure, FailureKind, Measurement, Trial
 
@@ -24,11 +25,12 @@ class Failures:
 def sides(outcome: Outcome, settings: Settings) -> tuple[Side | None, Side | None]:
     """*Yours* and `settings`, from their common pairs in the finals, else from all their full trials.
 
-    Pairs alone make the two rates comparable: both sides then saw the machine in the same minutes, and their
-    quotient is the ratio of the verdict.
+    Pairs alone make the two rates comparable: both sides then saw the machine in the same minutes. Those
+    that the verdict left out as outliers are left out here too, so the quotient is the verdict's ratio.
     """
     mine, theirs = _by_pair(outcome, outcome.yours), _by_pair(outcome, settings)
-    common = sorted(mine.keys() & theirs.keys())
+    samples, epochs = outcome.workload.dataset_samples, outcome.epochs
+    common = counted_pairs(outcome.yours, settings, outcome.trials, samples=samples, epochs=epochs)
     if common:
         return (
             _side(outcome, [mine[pair] for pair in common], final=True),

@@ -6,17 +6,21 @@ import math
 import statistics
 
 from autotune.search.knowledge import Knowledge
-from autotune.settings import Settings
+from autotune.settings import ComputeSettings, Settings
+from autotune.space.rules import needs_own_process
 from autotune.trial import Mode, Stage, Trial, TrialSpec
 
-FINAL_PAIRS = 5
-"""Pairs set aside for from the start: with 2.6 % run noise their interval is about 5 % wide to each side."""
+FINAL_PAIRS = 9
+"""Pairs set aside for from the start: with 2 % run noise they show a gain of 5 % nine times in ten."""
+_FINALS_SHARE = 0.5
+"""What is set aside is at most this part of what is left after *yours* has run, but for the fewest pairs."""
+_FRESH_PAIRS = 5
 MIN_PAIRS = 4
 """Pairs without which no win is declared."""
-MAX_PAIRS = 10
+MAX_PAIRS = 12
 MIN_BLOCKS = 4
 _FRESH_SHARE = 0.5
-"""Fresh processes for the finals may take this part of what is left after *yours* has run."""
+"""`_FRESH_PAIRS` in fresh processes may take this part of what is left after *yours* has run."""
 _GIVE_UP = 0.7
 """A trial that is this far behind the incumbent after two blocks is not measured to the end."""
 _SHORT = 0.5
@@ -59,15 +63,50 @@ class Costs:
         The most that these settings took, else what is usual: a slow neighbour says little about them.
         """
         trials = [t for t in self.know.history if t.spec.mode == mode and t.spec.fresh_process == fresh]
-        seen = [(t.settings, t.measurement.wall_s - t.measurement.elapsed_s) for t in trials if t.measurement]
-        own = [seconds for theirs, seconds in seen if theirs == settings]
-        if own:
-            return max(own)
+        measured = [(t.settings, t.measurement) for t in trials if t.measurement is not None]
+        own = [m for theirs, m in measured if theirs == settings]
         if fresh:
-            return self.setup_s + self.overhead_s(settings, mode)
-        if seen:
-            return statistics.median_high(seconds for _, seconds in seen)
-        return self.overhead_s(settings, "full") if mode != "full" else self.setup_s
+            known = [m.wall_s - m.elapsed_s for m in own]
+            again_s = self.overhead_s(settings, mode) - self._warmup_s(settings, mode)
+            return max(known, default=self.setup_s + again_s + self._first_warmup_s(settings, mode))
+        starts = [m.wall_s - m.elapsed_s - m.warmup_s for _, m in measured]
+        if own:
+            start_s = max(m.wall_s - m.elapsed_s - m.warmup_s for m in own)
+        elif starts:
+            start_s = statistics.median_high(starts)
+        elif mode != "full":
+            return self.overhead_s(settings, "full")
+        else:
+            start_s = self.setup_s
+        return start_s + self._warmup_s(settings, mode)
+
+    def _warmups(self, settings: Settings | None) -> list[float]:
+        """Seconds of warm-up, by compute settings their longest: of these settings' own, or of all."""
+        longest: dict[tuple[ComputeSettings, int | None], float] = {}
+        for trial in self.know.history:
+            if trial.measurement is None or trial.spec.mode == "loader":
+                continue
+            alike = (trial.settings.compute, trial.settings.loader.batch_size)
+            if settings is None or alike == (settings.compute, settings.loader.batch_size):
+                longest[alike] = max(longest.get(alike, 0.0), trial.measurement.warmup_s)
+        return list(longest.values())
+
+    def _first_warmup_s(self, settings: Settings, mode: Mode) -> float:
+        """Seconds of warm-up in a process that has not run such a step: kernels are loaded and chosen."""
+        known = self._warmups(settings) or self._warmups(None)
+        return statistics.median_high(known) if known and mode != "loader" else 0.0
+
+    def _warmup_s(self, settings: Settings, mode: Mode) -> float:
+        """Seconds of warm-up in the process as it is: little where such a step has run."""
+        if mode == "loader":
+            return 0.0
+        if not self._warmups(settings):
+            return self._first_warmup_s(settings, mode)
+        return min(
+            t.measurement.warmup_s
+            for t in self.know.history
+            if t.measurement is not None and t.spec.mode != "loader"
+        )
 
     def predicted_s(self, spec: TrialSpec) -> float:
         """Wall seconds that `spec` is expected to take."""
@@ -85,11 +124,16 @@ class Costs:
         return least_s * math.ceil(window / least_s)
 
     def _revival_s(self, spec: TrialSpec) -> float:
-        """Seconds to bring the bench process up again after a failure that ended it."""
+        """Seconds to bring the bench process up again after a failure, or for another choice of kernels."""
         if spec.fresh_process or not self.know.history:
             return 0.0
         failure = self.know.history[-1].failure
-        return self.setup_s if failure is not None and failure.kind not in _SURVIVED else 0.0
+        if failure is not None and failure.kind not in _SURVIVED:
+            return self.setup_s
+        steps = [t.settings for t in self.know.history if t.spec.mode != "loader"]
+        if spec.mode == "loader" or not steps or not needs_own_process(steps[-1], spec.settings):
+            return 0.0
+        return self.setup_s + self._first_warmup_s(spec.settings, spec.mode)
 
     def search_spec(self, settings: Settings, stage: Stage, reason: str, mode: Mode = "full") -> TrialSpec:
         """The spec of a search trial; the plan gives it its timeout."""
@@ -148,7 +192,7 @@ class Costs:
         first = next((t for t in self.know.history if t.spec.stage == "final"), None)
         if first is not None:
             return first.spec.fresh_process
-        return FINAL_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
+        return _FRESH_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
 
     @property
     def _after_baseline_s(self) -> float:
@@ -173,12 +217,8 @@ class Costs:
     @property
     def reserve_s(self) -> float:
         """Seconds that the search must leave to the finals."""
-        return self.round_s() * (FINAL_PAIRS if self._roomy else MIN_PAIRS)
-
-    @property
-    def _roomy(self) -> bool:
-        trial = self.predicted_s(self.search_spec(self.know.incumbent, "joint", ""))
-        return self._after_baseline_s >= FINAL_PAIRS * self.round_s() + 2 * trial
+        affordable = int(_FINALS_SHARE * self._after_baseline_s / self.round_s())
+        return self.round_s() * min(max(affordable, MIN_PAIRS), FINAL_PAIRS)
 
     def patience_s(self, spec: TrialSpec) -> float:
         """Seconds after which `spec` counts as hung.

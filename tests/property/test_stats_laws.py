@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.measure.stats import rate_interval, ratio_interval, t_quantile
+from autotune.measure.stats import rate_interval, ratio_interval, t_quantile, typical
 from autotune.trial import Block
 
 LOGS = st.lists(st.floats(-2, 2), min_size=2, max_size=12)
@@ -61,6 +61,16 @@ def test_a_common_factor_moves_the_interval_and_nothing_else(logs: list[float], 
     for name in ("value", "low", "high"):
         ratio = math.log(getattr(moved, name)) - math.log(getattr(found, name))
         assert ratio == pytest.approx(shift, abs=1e-6)
+
+
+@given(LOGS)
+def test_outliers_are_few_and_the_same_from_both_sides(logs: list[float]) -> None:
+    """Most pairs always count; swapping the sides leaves out the same ones, and order follows the data."""
+    found = typical(logs)
+    assert len(found) == len(logs)
+    assert found.count(False) <= 0.3 * len(logs)
+    assert typical([-x for x in logs]) == found
+    assert typical(logs[::-1]) == found[::-1]
 
 
 @given(BLOCKS)

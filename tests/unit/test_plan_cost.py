@@ -66,12 +66,14 @@ def test_a_dead_process_costs_its_start_again():
     assert costs_of(history, space).predicted_s(spec) == pytest.approx(alive)
 
 
-def test_reserve_holds_five_pairs_with_room_and_four_without():
-    """Five pairs are set aside from the start, four where not even two trials would fit beside five."""
+def test_reserve_holds_nine_pairs_with_room_and_four_without():
+    """Nine pairs are set aside from the start, fewer where they would take more than half, four at least."""
     space = space_of()
     history = History().opened(space)
-    wide, tight = costs_of(history, space), costs_of(history, space, remaining_s=31.0)
-    assert wide.reserve_s == pytest.approx(5 * wide.round_s())
+    wide, some, tight = (costs_of(history, space, remaining_s=left) for left in (290.0, 120.0, 31.0))
+    assert wide.reserve_s == pytest.approx(9 * wide.round_s())
+    assert some.reserve_s / some.round_s() == pytest.approx(int(0.5 * 130.0 / some.round_s()))
+    assert 4 < some.reserve_s / some.round_s() < 9
     assert tight.reserve_s == pytest.approx(4 * tight.round_s())
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from autotune.measure.stats import BOOTSTRAP_FROM, rate_interval, ratio_interval, t_quantile
+from autotune.measure.stats import BOOTSTRAP_FROM, rate_interval, ratio_interval, t_quantile, typical
 from autotune.trial import Block
 
 
@@ -138,3 +138,34 @@ def test_a_rate_interval_covers_the_true_rate() -> None:
         found = rate_interval([block(64, 0.5 * rng.gauss(1, 0.05)) for _ in range(6)])
         covered += found.low <= 128.0 <= found.high
     assert 0.93 <= covered / 600 <= 0.975
+
+
+NINE = [0.01, 0.02, 0.0, -0.01, 0.03, 0.01, 0.0, 0.02, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "out"),
+    [
+        (NINE, []),
+        ([*NINE, -0.25], [9]),
+        ([*NINE, 0.25], [9]),
+        ([0.0, 0.001, 0.001, 0.0, 0.001, 0.0, 0.04], []),
+        ([0.0, 0.001, 0.001, 0.0, 0.001, 0.0, 0.06], [6]),
+        ([0.0] * 5 + [1.0], [5]),
+        ([0.0] * 4 + [1.0], []),
+        ([0.0] * 6 + [1.0] * 4, []),
+    ],
+    ids=["none", "slow", "fast", "near", "far enough", "five alike", "too few", "too many"],
+)
+def test_a_pair_far_from_all_others_is_an_outlier(log_ratios: list[float], out: list[int]) -> None:
+    """Far by the others' spread and by 5 %, among six at least, and never more than three in ten."""
+    found = typical(log_ratios)
+    assert [index for index, counts in enumerate(found) if not counts] == out
+
+
+def test_an_interval_without_draws_is_students() -> None:
+    """No bootstrap widens it, however many pairs there are."""
+    found = ratio_interval([*NINE, -0.25], resamples=0)
+    data = [*NINE, -0.25]
+    error = math.sqrt(sum((x - sum(data) / 10) ** 2 for x in data) / 9 / 10)
+    assert math.log(found.high / found.value) == pytest.approx(t_quantile(0.975, 9) * error)

@@ -9,7 +9,7 @@ import pytest
 from finals_trials import YOURS, failed, finals, measured, workers
 
 from autotune.outcome import Verdict
-from autotune.search.verdict import decided, judge, leave_one_out, pairs, ranking, worth_of
+from autotune.search.verdict import counted_pairs, decided, judge, leave_one_out, pairs, ranking, worth_of
 from autotune.settings import Settings
 from autotune.trial import Trial
 
@@ -81,7 +81,7 @@ def test_a_clear_gain_wins() -> None:
     assert found.ratio is not None
     assert found.ratio.confidence == 0.95
     assert 1.8 < found.ratio.low < found.ratio.value < found.ratio.high < 2.0
-    assert found.sentence == "1.90x yours (95 %: 1.87 to 1.94), confirmed in 5 fresh pairs"
+    assert found.sentence == "1.90x yours (95 %: 1.88 to 1.93), confirmed in 5 fresh pairs"
 
 
 def test_three_pairs_win_nothing() -> None:
@@ -102,9 +102,9 @@ def test_equal_settings_within_narrow_noise_are_kept() -> None:
 
 def test_an_end_of_the_interval_is_never_shown_as_one() -> None:
     """A low end just above 1 is told with a third decimal, so that a narrow win does not read as none."""
-    found = verdict([FOUR], finals({YOURS: STEADY, FOUR: scaled(1.012, wobble=0.005)}))
+    found = verdict([FOUR], finals({YOURS: STEADY, FOUR: scaled(1.0085, wobble=0.0038)}))
     assert found.kind == "faster"
-    assert "(95 %: 1.004 to 1.022)" in found.sentence
+    assert "(95 %: 1.004 to 1.01" in found.sentence
 
 
 def test_a_slower_candidate_keeps_yours() -> None:
@@ -119,6 +119,39 @@ def test_noise_that_hides_a_gain_is_unsure() -> None:
     found = verdict([FOUR], finals({YOURS: STEADY, FOUR: (150, 80, 120, 95, 140)}))
     assert (found.kind, found.winner) == ("unsure", YOURS)
     assert found.sentence.startswith("yours stays: the finals were too noisy to tell (1.1")
+
+
+def test_a_win_takes_more_than_the_interval_that_is_shown() -> None:
+    """An interval just above 1 at 95 % is no win yet: looking at several and more than once costs error."""
+    found = verdict([FOUR], finals({YOURS: STEADY, FOUR: scaled(1.05, wobble=0.03)}))
+    assert found.ratio is not None
+    assert found.ratio.low > 1
+    assert (found.kind, found.winner) == ("unsure", YOURS)
+
+
+TEN = (100.0, 101.0, 99.0, 100.0, 102.0, 98.0, 100.0, 101.0, 99.0, 100.0)
+
+
+def test_one_pair_that_something_else_spoiled_does_not_hide_a_gain() -> None:
+    """A run that was a quarter slow is left out: the others decide, and are the pairs that are told."""
+    spoiled = (*scaled(1.05, TEN)[:3], 0.75 * TEN[3], *scaled(1.05, TEN)[4:])
+    trials = finals({YOURS: TEN, FOUR: spoiled})
+    found = verdict([FOUR], trials)
+    assert (found.kind, found.winner, found.pairs) == ("faster", FOUR, 9)
+    assert found.ratio is not None
+    assert found.ratio.value == pytest.approx(1.05, abs=0.005)
+    counted = counted_pairs(YOURS, FOUR, trials, samples=None, epochs=None)
+    assert counted == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+
+
+def test_leaving_a_pair_out_has_its_price() -> None:
+    """The same nine pairs are less sure when they are what was left of ten."""
+    rates = scaled(1.05, TEN, wobble=0.0415)
+    nine = finals({YOURS: TEN[:9], FOUR: rates[:9]})
+    ten = finals({YOURS: TEN, FOUR: (*rates[:9], 60.0)})
+    alone, left = verdict([FOUR], nine), verdict([FOUR], ten)
+    assert alone.ratio == left.ratio
+    assert (alone.kind, left.kind) == ("faster", "unsure")
 
 
 def test_among_ties_the_simpler_wins() -> None:
