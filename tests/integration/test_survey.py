@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import workloads as w
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from autotune.errors import AutotuneError
 from autotune.measure import flags
+from autotune.measure.feed import LoaderFeed
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.loaders import parts_of
 from autotune.measure.payload import pickle_workload, target_payload
@@ -20,6 +23,7 @@ from autotune.measure.probe import machine_facts
 from autotune.measure.process_runner import ProcessRunner
 from autotune.measure.seam import Description
 from autotune.measure.session import Session
+from autotune.measure.stepkit import StepKit
 from autotune.trial import Measurement, TrialSpec
 from autotune.workload import Workload
 
@@ -208,3 +212,46 @@ def test_a_target_takes_functions_of_the_caller() -> None:
         target_payload(f"{w.__file__}:make", loss=lambda out, y: lock)
     assert raised.value.code == "AT-E12"
     assert "loss" in raised.value.what
+
+
+def test_trials_leave_nothing_behind() -> None:
+    """After many trials no loader, optimizer, worker, hook or file is left of them."""
+    session = session_of(Workload(w.Net(), w.Rows(), batch_size=16, optimizer=w.adam))
+    yours = session.describe().yours
+
+    def left() -> dict[str, int]:
+        gc.collect()
+        kinds = (DataLoader, torch.optim.Optimizer, StepKit, LoaderFeed)
+        alive = [kind for value in gc.get_objects() for kind in kinds if issubclass(type(value), kind)]
+        return {
+            **{kind.__name__: alive.count(kind) for kind in kinds},
+            "children": len(psutil.Process().children(recursive=True)),
+            "files": psutil.Process().num_fds(),
+            "hooks": sum(len(m._forward_pre_hooks) for m in session.main_model.modules()),
+        }
+
+    plan = [
+        yours,
+        yours.replace(num_workers=2, prefetch_factor=2, persistent_workers=True),
+        yours.replace(num_workers=1, prefetch_factor=2, batch_size=8),
+        yours.replace(precision="bfloat16", batch_size=32),
+    ]
+    seen = [left()]
+    for _ in range(2):
+        for settings in plan:
+            found = session.run(TrialSpec(settings=settings, stage="joint", window_s=0.05))
+            assert isinstance(found, Measurement)
+        seen.append(left())
+    assert seen[1] == seen[2]
+    for kind in ("DataLoader", "Optimizer", "StepKit", "LoaderFeed", "children", "hooks"):
+        assert seen[2][kind] <= seen[0][kind], kind
+
+
+def test_a_tiny_dataset_with_lasting_workers_has_its_restart_timed() -> None:
+    """Fewer batches than are in flight: the next epoch still starts, and its start is short of a new one."""
+    session = session_of(Workload(w.Net(), w.Rows(20), batch_size=16, optimizer=w.sgd))
+    settings = session.describe().yours.replace(num_workers=2, prefetch_factor=4, persistent_workers=True)
+    found = session.run(TrialSpec(settings=settings, stage="joint", window_s=0.1))
+    assert isinstance(found, Measurement)
+    assert found.samples < 16 * found.steps
+    assert 0 <= found.restart_s < found.startup_s
