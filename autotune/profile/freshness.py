@@ -21,7 +21,7 @@ class Freshness:
     """What became of a profile.
 
     valid: its settings still surely beat the ones it was compared with, or are those. stale: most of the gain
-    is surely gone (half of it on a logarithmic scale), or the settings do not run any more. unsure: too few or
+    is surely gone (half of its logarithm), or the settings do not run any more. unsure: too few or
     too noisy pairs to tell. unfit: it was measured elsewhere, so nothing was measured here.
     """
 
