@@ -287,7 +287,10 @@ class Session:
         assert self._feed is not None, "measured from a feed"
         startup_s = timing.excess_start_s(self._feed.first_batch_s, blocks)
         restart_s = startup_s
-        if stopped == "window" and spec.mode != "compute":
+        # Batches in flight have to be taken first: not at the price of the whole trial's running out of time.
+        drain_s = self._feed.in_flight * sum(b.elapsed_s for b in blocks) / sum(b.steps for b in blocks)
+        in_time = time.perf_counter() + 2 * drain_s < started + spec.timeout_s
+        if stopped == "window" and spec.mode != "compute" and in_time:
             again_s = self._feed.time_restart()
             if again_s is not None:
                 restart_s = timing.excess_start_s(again_s, blocks)

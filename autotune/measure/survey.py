@@ -51,7 +51,9 @@ def fetch_one(parts: loaders.LoaderParts, batch_size: int | None) -> tuple[Any, 
         return batch, batches.count_samples(batch, default)
     except StopIteration:
         raise DatasetError(
-            "the dataset ended before its first batch", fix="check what its iterator yields"
+            "the dataset ended before its first batch",
+            why=f"iter({type(parts.dataset).__name__}) gave nothing",
+            fix="check what its iterator yields",
         ) from None
     except AutotuneError:
         raise

@@ -249,7 +249,7 @@ class _Session:
             worth=worths(know, verdict),
             kept=self.space.kept,
             trials=tuple(self.history),
-            recipe=_recipe(self.space, verdict.winner),
+            recipe=_recipe(self.space, verdict.winner, self.options.epochs),
             stop_reason=reason,
             notes=(*self.description.notes, *self._notes()),
             epochs=self.options.epochs,
@@ -297,11 +297,11 @@ def _during(stage: str) -> str:
     )
 
 
-def _recipe(space: Space, winner: Settings) -> Recipe | None:
+def _recipe(space: Space, winner: Settings, epochs: int | None) -> Recipe | None:
     chosen, reference = winner.loader.batch_size, space.yours.loader.batch_size
     if chosen is None or reference is None or chosen == reference:
         return None
-    return scale_recipe(space.workload, chosen, reference)
+    return scale_recipe(space.workload, chosen, reference, epochs=epochs)
 
 
 def _identity(space: Space, options: TuneOptions) -> dict[str, Any]:

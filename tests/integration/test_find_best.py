@@ -277,12 +277,14 @@ def wide(trial: Trial) -> bool:
 def test_a_larger_batch_takes_its_recipe_along(tmp_path: Path) -> None:
     """allow="recipe": the learning rate is scaled in profile, YAML and kit, for SGD by the batch's factor."""
     workload = Workload(w.Net(), w.Rows(4096), optimizer=w.sgd, batch_size=16)
-    best = tuned(workload, runner=Widely(workload), allow="recipe", fixed={"batch_size": 32}, until=wide)
+    best = tuned(
+        workload, runner=Widely(workload), allow="recipe", epochs=2, fixed={"batch_size": 32}, until=wide
+    )
     recipe = best.profile.recipe
     assert best.settings.loader.batch_size == 32
     assert recipe is not None
     assert (recipe.reference_learning_rates, recipe.learning_rates) == ((0.05,), (0.1,))
-    assert recipe.warmup_samples > 0
+    assert recipe.warmup_samples == 4096 * 2 // 10  # a tenth of the run at most
     text = best.save(tmp_path / "autotune.yaml").read_text()
     assert "learning_rates" in text
     again = autotune.load(tmp_path / "autotune.yaml")

@@ -255,3 +255,14 @@ def test_a_tiny_dataset_with_lasting_workers_has_its_restart_timed() -> None:
     assert isinstance(found, Measurement)
     assert found.samples < 16 * found.steps
     assert 0 <= found.restart_s < found.startup_s
+
+
+def test_a_restart_is_not_timed_at_the_price_of_the_trial() -> None:
+    """Where taking what is in flight would run past the trial's end, the measurement is kept as it is."""
+    session = session_of(Workload(w.Net(), w.Rows(64, work_s=0.02), batch_size=8, optimizer=w.sgd))
+    settings = session.describe().yours.replace(num_workers=1, prefetch_factor=40, persistent_workers=True)
+    spec = TrialSpec(settings=settings, stage="joint", window_s=0.5, min_blocks=2, timeout_s=8)
+    found = session.run(spec)
+    assert isinstance(found, Measurement)
+    assert found.wall_s < spec.timeout_s
+    assert found.restart_s == found.startup_s
