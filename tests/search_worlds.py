@@ -42,6 +42,7 @@ class History(list):
         wall_s: float = 3.0,
         pair: int | None = None,
         fresh: bool = False,
+        warmup_s: float = 0.0,
     ) -> History:
         """`settings` ran at `rate` samples/s, two of the seconds timed."""
         samples = max(1, round(rate))
@@ -50,7 +51,7 @@ class History(list):
             Trial(
                 number=len(self),
                 spec=TrialSpec(settings=settings, stage=stage, mode=mode, pair=pair, fresh_process=fresh),
-                measurement=Measurement(blocks=(block, block), wall_s=wall_s),
+                measurement=Measurement(blocks=(block, block), wall_s=wall_s, warmup_s=warmup_s),
             )
         )
         return self

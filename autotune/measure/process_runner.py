@@ -14,6 +14,8 @@ from autotune.measure.classify import classify_exit
 from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
 from autotune.measure.payload import Payload
 from autotune.measure.seam import Description
+from autotune.settings import Settings
+from autotune.space.rules import needs_own_process
 from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
 
 DESCRIBE_TIMEOUT_S = 600.0
@@ -37,6 +39,8 @@ class ProcessRunner:
         self._launcher = launcher or default_launcher(payload, log)
         self._bench: BenchProcess | None = None
         self._used = False
+        self._last_step: Settings | None = None
+        """Of the process as it is."""
         self._description: Description | None = None
 
     def describe(self) -> Description:
@@ -59,15 +63,23 @@ class ProcessRunner:
                 )
             assert isinstance(value, Description), "describe answers with a Description"
             self._description = value
+            self._last_step = value.yours  # which were just run
         return self._description
+
+    def _runs_unlike(self, spec: TrialSpec) -> bool:
+        """Whether the process has run steps in a way that would show in this trial."""
+        before = self._last_step
+        return before is not None and spec.mode != "loader" and needs_own_process(before, spec.settings)
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """Run `spec` in the bench process; only this trial is lost when it takes the process down."""
-        if spec.fresh_process and self._used:
+        if (spec.fresh_process and self._used) or self._runs_unlike(spec):
             self._drop()
         started = time.monotonic()
         kind, value = self._ask("run", spec, spec.timeout_s)
         self._used = True
+        if spec.mode != "loader":
+            self._last_step = spec.settings
         if kind == "error":
             assert isinstance(value, AutotuneError), "errors are ours"
             return Failure(kind="user_error", message=value.what, hint=value.fix, traceback=value.detail)
@@ -84,7 +96,7 @@ class ProcessRunner:
         try:
             if self._bench is None:
                 self._bench = self._launcher.launch()
-                self._used = False
+                self._used, self._last_step = False, None
             bench = self._bench
             self._launcher.mark_log()  # what earlier trials wrote explains nothing of this one
             bench.connection.send((request, argument))

@@ -14,6 +14,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.lessons import would_fail
 from autotune.settings import GROUPS, KnobValue, Settings
 from autotune.space.candidates import bundle, neighbours
+from autotune.space.rules import needs_own_process
 from autotune.trial import TrialSpec
 
 _MANY = 4
@@ -104,7 +105,8 @@ def _worth_it(costs: Costs, side: Literal["compute", "loader"], size: int, left:
 def _compute_variants(know: Knowledge) -> tuple[Settings, ...]:
     start, space = base(know), know.ctx.space
     moved = [s for _, s in neighbours(space, start, "compute") if space.legal(s)]
-    return tuple(s for s in dict.fromkeys([start, *moved]) if not would_fail(s, know.history))
+    alike = sorted(moved, key=lambda s: needs_own_process(start, s))  # what needs another process comes last
+    return tuple(s for s in dict.fromkeys([start, *alike]) if not would_fail(s, know.history))
 
 
 def _best_compute(know: Knowledge) -> dict[str, KnobValue]:

@@ -210,6 +210,8 @@ def _check_value(which: Knob, value: KnobValue) -> None:
 def bundle(space: Space) -> Settings:
     """What an expert would try first, from the facts alone; legal, and *yours* where nothing applies.
 
+    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process: it is tried by itself.
+
     Sources: the tuning guides of PyTorch and NVIDIA for the switches; one CPU left to the training loop.
     """
     guess = space.start
@@ -227,7 +229,6 @@ def _guesses(space: Space) -> list[tuple[str, KnobValue]]:
     workers = max(1, min(usable - 1, 8)) if space.workload.accelerated else max(1, min(usable // 4, 2))
     switches: list[tuple[str, KnobValue]] = [
         *((name, True) for name in ("pin_memory", "non_blocking", "channels_last", "fused_optimizer")),
-        ("cudnn_benchmark", True),
         *(("precision", p) for p in reversed(native_precisions(space.machine, space.workload))),
     ]
     below = [n for n in space.values("num_workers") if isinstance(n, int) and 0 < n <= workers]

@@ -269,6 +269,15 @@ def _thread_violations(threads: int, machine: MachineFacts, workload: WorkloadFa
     return []
 
 
+def needs_own_process(before: Settings, after: Settings) -> bool:
+    """Whether the step of `after` cannot be measured in a process that has run the step of `before`.
+
+    A process keeps cuDNN's plan for a shape, whether it was searched for or guessed: switching the search on
+    or off later changes nothing (seen on torch 2.11).
+    """
+    return before.compute.cudnn_benchmark != after.compute.cudnn_benchmark
+
+
 def simplicity(settings: Settings) -> tuple[int, ...]:
     """A sort key for ties: smaller is simpler and cheaper, equal only for equal settings.
 
