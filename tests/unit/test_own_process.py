@@ -1,0 +1,124 @@
+"""A process that has chosen its kernels keeps them: what must not be measured in the same one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from search_worlds import History, context, space_of
+
+from autotune.measure.payload import Payload
+from autotune.measure.process_runner import ProcessRunner
+from autotune.search.cost import Costs
+from autotune.search.knowledge import Knowledge
+from autotune.search.parts import next_part
+from autotune.settings import Settings
+from autotune.testing import fake_description
+from autotune.trial import Block, Measurement, Mode, TrialSpec
+
+MEASURED = Measurement(blocks=(Block(steps=1, samples=1, elapsed_s=1.0, wait_s=0.0),))
+PLAIN = fake_description().yours
+SEARCHED = PLAIN.replace(cudnn_benchmark=True)
+GPU: dict[str, Any] = {"device": "cuda:0", "has_conv2d": True, "image_input": True}
+
+
+class Bench:
+    """A bench process that answers at once, and its connection."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.connection = self
+        self.request = ""
+
+    def send(self, asked: tuple[str, Any]) -> None:
+        self.request = asked[0]
+
+    def poll(self, timeout_s: float) -> bool:
+        return True
+
+    def recv(self) -> tuple[str, Any]:
+        return "ok", fake_description() if self.request == "describe" else MEASURED
+
+    def kill(self) -> int:
+        return 0
+
+
+class Launcher:
+    """Counts the processes that were started."""
+
+    def __init__(self) -> None:
+        self.started = 0
+
+    def launch(self) -> Bench:
+        self.started += 1
+        return Bench()
+
+    def mark_log(self) -> None:
+        """Nothing is written."""
+
+    def log_tail(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def started(*trials: tuple[Settings, Mode]) -> int:
+    """Processes started for a description and these trials."""
+    launcher = Launcher()
+    runner = ProcessRunner(Payload(blob=b""), launcher=cast(Any, launcher))
+    runner.describe()
+    for settings, mode in trials:
+        runner.run(TrialSpec(settings=settings, stage="joint", mode=mode))
+    return launcher.started
+
+
+def test_the_search_of_cudnn_is_switched_in_a_process_of_its_own() -> None:
+    """Plans found or guessed stay for the life of a process, so each switch needs another one."""
+    assert started((PLAIN, "full"), (PLAIN, "compute")) == 1
+    assert started((SEARCHED, "full"), (SEARCHED, "compute"), (SEARCHED, "full")) == 2
+    assert started((SEARCHED, "full"), (PLAIN, "compute"), (SEARCHED, "full")) == 4
+
+
+def test_a_loader_alone_runs_in_any_process() -> None:
+    """No step is run, so no kernel is chosen and none is in the way."""
+    assert started((PLAIN, "full"), (SEARCHED, "loader"), (PLAIN, "full")) == 1
+
+
+def test_switching_is_expected_to_cost_a_process_and_its_kernels() -> None:
+    """The plan knows what the runner will do: start anew, and search again."""
+    space = space_of(setup_s=7.0, gpus=(), **GPU)
+    history = History().opened(space)
+    costs = Costs(Knowledge(context(space), history))
+    same, other = (TrialSpec(settings=s, stage="joint") for s in (space.yours, SEARCHED))
+    assert costs.predicted_s(other) == pytest.approx(costs.predicted_s(same) + 7.0, abs=1.5)
+
+
+def test_a_long_first_warm_up_is_not_expected_again() -> None:
+    """Sixteen seconds of choosing kernels are paid once in a process, not in every further trial."""
+    space = space_of(setup_s=1.0, **GPU)
+    first = space.settings(channels_last=True)
+    history = History().opened(space)
+    history.ran(first, 200, wall_s=20.0, warmup_s=16.0)
+    costs = Costs(Knowledge(context(space), history))
+    assert costs.overhead_s(first, "full") == pytest.approx(2.0)
+    assert costs.overhead_s(first, "full", fresh=True) == pytest.approx(1.0 + 2.0 + 16.0)
+
+
+def test_what_needs_another_process_is_tried_last() -> None:
+    """Variants of the step are measured in one process as long as there are any for it."""
+    space = space_of(fused_available=True, **GPU)
+    history = History().ran(space.yours, 100, "yours", wall_s=30.0)
+    history.ran(space.yours, 300, "ceiling", "loader").ran(space.yours, 300, "ceiling", "compute")
+    asked = []
+    while True:
+        know = Knowledge(context(space), history)
+        spec = next_part(know, Costs(know), 500.0, ["compute"])
+        if spec is None:
+            break
+        asked.append(spec.settings.compute.cudnn_benchmark)
+        history.ran(spec.settings, 300, "compute", "compute")
+    assert len(asked) >= 3
+    assert asked == sorted(asked)
+    assert asked[-1]
