@@ -208,6 +208,8 @@ class _Session:
         self.store.abandon("out of time")
         if spec.stage == "yours":
             raise unmeasured(self.options.budget_s, spec.timeout_s)
+        # What it took is gone with nothing to show, its process as well: the finals need what is left.
+        self.search_over = self.search_over or "the time for the search was used up"
 
     def _take(self, trial: Trial) -> None:
         before = self._know()

@@ -26,6 +26,8 @@ NEAR_CEILING = 0.97
 """A rate this near to what one side does alone leaves the other side nothing to win beyond noise."""
 LOADER_IDLE = 0.02
 """Less waiting than this part of a step, and no loader or transfer move is worth its time."""
+_UNHINDERED = 0.9
+"""A step under this part of its rate alone is held up by the loader in other ways than by waiting."""
 LOADER_BOUND = 0.10
 """More waiting than this, and no compute move shows."""
 AGAIN_SHARE = 0.1
@@ -240,7 +242,9 @@ def _open_groups(know: Knowledge) -> list[MoveGroup]:
     if know.ctx.space.workload.accelerated:
         # On a CPU the workers take time from the step, so waiting alone says little there.
         closed |= {"compute"} if waits else set()
-        closed |= {"loader"} if latest.wait_share < LOADER_IDLE else set()
+        # Copies, pinning and unpickling keep the host from launching kernels, and none of it is waiting.
+        hindered = compute is not None and latest.samples_per_s < _UNHINDERED * compute
+        closed |= {"loader"} if latest.wait_share < LOADER_IDLE and not hindered else set()
     return [group for group in order if group in searched and group not in closed]
 
 

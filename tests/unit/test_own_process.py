@@ -10,11 +10,13 @@ from search_worlds import History, context, space_of
 from autotune.measure.payload import Payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.search.cost import Costs
+from autotune.search.engine import TuneOptions, tune
 from autotune.search.knowledge import Knowledge
+from autotune.search.listener import SilentListener
 from autotune.search.parts import next_part
 from autotune.settings import Settings
-from autotune.testing import fake_description
-from autotune.trial import Block, Measurement, Mode, TrialSpec
+from autotune.testing import FakeRunner, fake_description
+from autotune.trial import Block, Failure, Measurement, Mode, TrialSpec
 
 MEASURED = Measurement(blocks=(Block(steps=1, samples=1, elapsed_s=1.0, wait_s=0.0),))
 PLAIN = fake_description().yours
@@ -122,3 +124,42 @@ def test_what_needs_another_process_is_tried_last() -> None:
     assert len(asked) >= 3
     assert asked == sorted(asked)
     assert asked[-1]
+
+
+def test_finals_that_cannot_share_a_process_are_planned_as_fresh() -> None:
+    """Where the incumbent searches for its kernels and yours does not, each final starts a process anyway."""
+    space = space_of(setup_s=60.0, **GPU)
+    history = History().opened(space)
+    assert not Costs(Knowledge(context(space), history)).fresh_finals
+    history.ran(space.settings(cudnn_benchmark=True), 300)
+    assert Costs(Knowledge(context(space), history)).fresh_finals
+
+
+@pytest.mark.parametrize("budget_s", [30.0, 40.0, 50.0, 70.0])
+def test_a_trial_cut_short_by_the_budget_ends_the_search(budget_s: float) -> None:
+    """No second trial runs into the same end: what is left belongs to the finals."""
+    runner = Stalling(
+        lambda settings, mode: 300.0 if settings.loader.num_workers else 100.0,
+        description=fake_description(**GPU, setup_s=0.5),
+    )
+    outcome = tune(runner, TuneOptions(budget_s=budget_s), SilentListener(), clock=runner.clock)
+    failures = sum(trial.failure is not None for trial in outcome.trials)
+    assert runner.stalled - failures <= 1
+    assert outcome.verdict.kind == "faster"
+
+
+class Stalling(FakeRunner):
+    """Full trials of the search never end, but for the first."""
+
+    tried = 0
+    stalled = 0
+
+    def run(self, spec: TrialSpec) -> Measurement | Failure:
+        """A timeout, or what the function says."""
+        searched = spec.stage in ("joint", "sampled")
+        self.tried += searched
+        if not searched or self.tried == 1:
+            return super().run(spec)
+        self.stalled += 1
+        self.clock.advance(spec.timeout_s)
+        return Failure(kind="timeout", message="no end", wall_s=spec.timeout_s)

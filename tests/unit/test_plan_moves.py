@@ -165,6 +165,13 @@ def test_a_step_that_does_not_wait_gets_no_loader_moves():
     assert "num_workers" not in moved
 
 
+def test_a_step_that_is_held_up_without_waiting_gets_loader_moves():
+    """Far under what the step does alone, copies or busy workers are in the way, though no batch is late."""
+    space = accelerated()
+    history = quiet(space, wait=0.01).ran(bundle(space), 300, "compute", "compute")
+    assert "num_workers" in groups_moved(space, history)
+
+
 def test_a_step_that_waits_gets_no_compute_moves():
     """Over 10 % of waiting on an accelerator a faster step would only wait longer."""
     moved = groups_moved(accelerated(), quiet(accelerated(), wait=0.4))
