@@ -80,27 +80,33 @@ class Costs:
             start_s = self.setup_s
         return start_s + self._warmup_s(settings, mode)
 
-    def _warmups(self, settings: Settings | None) -> list[float]:
-        """Seconds of warm-up, by compute settings their longest: of these settings' own, or of all."""
+    def _warmups(self, settings: Settings, *, own: bool) -> list[float]:
+        """Seconds of warm-up, for each compute settings the longest: of `settings`' own, or of all like them.
+
+        Alike are those that choose kernels in the same way: by search, or by guess.
+        """
         longest: dict[tuple[ComputeSettings, int | None], float] = {}
+        wanted = (settings.compute, settings.loader.batch_size)
         for trial in self.know.history:
             if trial.measurement is None or trial.spec.mode == "loader":
                 continue
-            alike = (trial.settings.compute, trial.settings.loader.batch_size)
-            if settings is None or alike == (settings.compute, settings.loader.batch_size):
-                longest[alike] = max(longest.get(alike, 0.0), trial.measurement.warmup_s)
+            which = (trial.settings.compute, trial.settings.loader.batch_size)
+            if which == wanted or not (own or needs_own_process(trial.settings, settings)):
+                longest[which] = max(longest.get(which, 0.0), trial.measurement.warmup_s)
         return list(longest.values())
 
     def _first_warmup_s(self, settings: Settings, mode: Mode) -> float:
         """Seconds of warm-up in a process that has not run such a step: kernels are loaded and chosen."""
-        known = self._warmups(settings) or self._warmups(None)
-        return statistics.median_high(known) if known and mode != "loader" else 0.0
+        if mode == "loader":
+            return 0.0
+        known = self._warmups(settings, own=True) or self._warmups(settings, own=False)
+        return statistics.median_high(known) if known else 0.0
 
     def _warmup_s(self, settings: Settings, mode: Mode) -> float:
         """Seconds of warm-up in the process as it is: little where such a step has run."""
         if mode == "loader":
             return 0.0
-        if not self._warmups(settings):
+        if not self._warmups(settings, own=True):
             return self._first_warmup_s(settings, mode)
         return min(
             t.measurement.warmup_s

@@ -108,6 +108,17 @@ def test_a_long_first_warm_up_is_not_expected_again() -> None:
     assert costs.overhead_s(first, "full", fresh=True) == pytest.approx(1.0 + 2.0 + 16.0)
 
 
+def test_a_search_for_kernels_is_expected_to_take_as_long_as_the_last_one() -> None:
+    """Another precision is searched for anew, however quickly kernels that are guessed warm up."""
+    space = space_of(setup_s=1.0, **GPU)
+    history = History().opened(space).ran(space.settings(channels_last=True), 200, warmup_s=0.1, wall_s=3.1)
+    searched = space.settings(cudnn_benchmark=True)
+    history.ran(searched, 300, warmup_s=16.0, wall_s=20.0)
+    costs = Costs(Knowledge(context(space), history))
+    assert costs.overhead_s(searched.replace(channels_last=True), "full") > 16.0
+    assert costs.overhead_s(space.settings(fused_optimizer=True), "full") < 3.0
+
+
 def test_what_needs_another_process_is_tried_last() -> None:
     """Variants of the step are measured in one process as long as there are any for it."""
     space = space_of(fused_available=True, **GPU)
