@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from autotune.search.cost import Costs
-from autotune.search.finals import next_final, next_worth
+from autotune.search.cost import MIN_PAIRS, Costs
+from autotune.search.finals import candidates, next_final, next_worth, without_each
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change, next_part, predicted
@@ -125,13 +125,20 @@ def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
 def _search(know: Knowledge, costs: Costs) -> Move:
     if not _searchable(know.ctx):
         return EndSearch(reason="there was nothing to search")
-    room_s = know.ctx.remaining_s - costs.reserve_s
+    room_s = know.ctx.remaining_s - _reserve_s(know, costs)
     move = _wanted(know, costs, room_s)
     if isinstance(move, EndSearch):
         return move
     if costs.predicted_s(move.spec) > room_s:
         return EndSearch(reason="the time for the search was used up")
     return _timed(costs, move, room_s)
+
+
+def _reserve_s(know: Knowledge, costs: Costs) -> float:
+    """What the search leaves to the finals: the fewest pairs while there is nobody yet to meet *yours*."""
+    if candidates(know, costs):
+        return costs.reserve_s
+    return min(costs.reserve_s, MIN_PAIRS * costs.round_s())
 
 
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
@@ -143,7 +150,7 @@ def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndS
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
     spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups)
-    spec = spec or _joint(know, costs, groups)
+    spec = spec or _joint(know, costs, groups) or _confirm(know, costs)
     if spec is not None:
         return Run(spec=spec)
     if know.sampled_in_vain >= IN_VAIN:
@@ -209,6 +216,13 @@ def _joint(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialS
     return None
 
 
+def _confirm(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """A lead seen once may be luck, and then it keeps the finals from who is truly ahead."""
+    if know.incumbent == know.yours or len(know.full[know.incumbent]) > 1:
+        return None
+    return costs.search_spec(know.incumbent, "joint", "the best so far, measured again")
+
+
 def _moves(know: Knowledge, groups: Sequence[MoveGroup]) -> Iterator[Settings]:
     """Moves of one knob from the incumbent: values never tried first, then in the bottleneck's order."""
     seen = {(name, value) for s in know.full for name, value in s.flat().items()}
@@ -217,6 +231,12 @@ def _moves(know: Knowledge, groups: Sequence[MoveGroup]) -> Iterator[Settings]:
         for group in groups
         for name, settings in neighbours(know.ctx.space, know.incumbent, group)
         if _worth_trying(know, settings)
+    ]
+    # What one step does not reach, such as workers from 4 back to 0: each change must earn its place.
+    found += [
+        (name, settings)
+        for name, settings in without_each(know, know.incumbent)
+        if knob(name).group in groups and _worth_trying(know, settings)
     ]
     for old in (False, True):
         for _, settings in found:

@@ -146,6 +146,8 @@ def groups_moved(space, history):
         if not isinstance(move, Run) or move.spec.stage != "joint":
             break
         incumbent = Knowledge(context(space), history).incumbent
+        if move.spec.settings == incumbent:
+            break  # all moves are made: the best so far is only seen again
         moved |= set(move.spec.settings.changed_from(incumbent))
         history.ran(move.spec.settings, 50, wait=0.5)
     return moved
