@@ -34,7 +34,7 @@ def test_the_best_so_far_is_seen_twice_before_the_sampler_is_asked() -> None:
 
 
 def test_each_change_of_the_best_is_taken_back_once() -> None:
-    """Four workers that bring nothing beside two threads are found out, though one fewer would not show it."""
+    """Four workers that bring nothing beside two threads are found out: one fewer would not show it."""
     space = space_of()
     both = space.settings(num_workers=4, cpu_threads=2)
     alone = space.settings(cpu_threads=2)
