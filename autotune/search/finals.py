@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.outcome import Verdict, Worth
-from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, Costs
+from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.verdict import decided, judge, leave_one_out, ranking, unless_disturbed, worth_of
 from autotune.settings import Settings
@@ -15,6 +15,8 @@ NOTICEABLE = 1.01
 _CLOSE = 0.97
 """A second candidate must come this near to the first one, or it has no chance in the finals."""
 _WORTH_PAIRS = 3
+CHALLENGE_PAIRS = 6
+"""Pairs in which the winner without a setting that costs speed meets the winner and *yours*."""
 _BASELINE_STRIKES = 2
 """Failures of *yours* in the finals after which nothing can be compared any more."""
 
@@ -54,6 +56,8 @@ def next_final(know: Knowledge, costs: Costs) -> TrialSpec | None:
     """The next run of the finals; None when decided, complete, out of time, or with nobody to meet."""
     chosen = candidates(know, costs)
     finals = finals_of(know)
+    if any((t.spec.pair or 0) >= MAX_PAIRS for t in finals):
+        return None  # the challenge after the worth has begun: these finals are over
     strikes = sum(t.failure is not None for t in finals if t.settings == know.yours)
     if not chosen or strikes >= _BASELINE_STRIKES:
         return None
@@ -79,6 +83,46 @@ def _waiting(know: Knowledge, chosen: tuple[Settings, ...], pair: int) -> list[S
 
 def _enough(know: Knowledge, chosen: tuple[Settings, ...]) -> bool:
     return decided(know.yours, chosen, finals_of(know), samples=know.samples, epochs=know.ctx.epochs)
+
+
+def challenge_of(know: Knowledge, costs: Costs) -> tuple[Settings, Settings] | None:
+    """The winner, and the winner without a setting that surely costs speed: it belongs in the finals too.
+
+    The search can miss it on a machine whose speed changes, and the worth then shows it. Decided on the
+    finals before the challenge, so that the answer does not change while the challenge runs.
+    """
+    before = tuple(t for t in know.history if t.spec.stage != "final" or (t.spec.pair or 0) < MAX_PAIRS)
+    then = Knowledge(know.ctx, before)
+    verdict = judged(then, costs)
+    if verdict.kind != "faster":
+        return None
+    without = dict(without_each(then, verdict.winner))
+    costly = {
+        worth.knob: worth.ratio.value
+        for worth in worths(then, verdict)
+        if worth.knob in without and worth.ratio is not None and worth.ratio.high < 1
+    }
+    return (verdict.winner, without[min(costly, key=lambda knob: costly[knob])]) if costly else None
+
+
+def next_challenge(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The next run in which *yours*, the winner and its challenger meet; None without one, or when done."""
+    both = challenge_of(know, costs)
+    if both is None:
+        return None
+    sides = (know.yours, *both)
+    ran = {(t.spec.pair or 0, t.settings) for t in finals_of(know)}
+    if any(t.failure is not None and t.settings in sides for t in finals_of(know)):
+        return None
+    for pair in range(MAX_PAIRS, MAX_PAIRS + CHALLENGE_PAIRS):
+        order = sides if pair % 2 == 0 else sides[::-1]
+        waiting = [costs.final_spec(s, pair) for s in order if (pair, s) not in ran]
+        if not waiting:
+            continue
+        rounds = MIN_PAIRS if pair == MAX_PAIRS and len(waiting) == len(sides) else 1
+        needed_s = MARGIN * rounds * sum(costs.predicted_s(spec) for spec in waiting)
+        return waiting[0] if needed_s <= know.ctx.remaining_s else None
+    return None
 
 
 def judged(know: Knowledge, costs: Costs) -> Verdict:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune.search.cost import MIN_PAIRS, Costs
-from autotune.search.finals import candidates, next_final, next_worth, without_each
+from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change, next_part, predicted
@@ -83,7 +83,7 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
         return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
     if not ctx.search_over:
         return _search(know, costs)
-    spec = next_final(know, costs) or next_worth(know, costs)
+    spec = next_final(know, costs) or next_challenge(know, costs) or next_worth(know, costs)
     if spec is None:
         return Finish()
     return _timed(costs, Run(spec=spec), ctx.remaining_s)
