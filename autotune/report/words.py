@@ -42,7 +42,7 @@ def change_text(settings: Settings, yours: Settings) -> str:
     for name, value in settings.changed_from(yours).items():
         if _follows(name, settings, yours):
             continue
-        if isinstance(value, (bool, str)) or theirs[name] is None:
+        if isinstance(value, (bool, str)) or value_text(name, theirs[name]) == "-":
             parts.append(f"{name} {value_text(name, value)}")
         else:
             parts.append(f"{name} {value_text(name, theirs[name])}->{value_text(name, value)}")
