@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import pickle
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -55,11 +56,13 @@ def _session(payload: Any) -> Any:
     from autotune.measure.probe import machine_facts
     from autotune.measure.session import Session
 
+    started = time.perf_counter()
     workload, parts = unpack(payload)
     # What lives now lives as long as the process: collecting it again and again would disturb what is timed.
     gc.collect()
     gc.freeze()
-    return Session(workload, parts, payload.user_flags or read_user_flags(), machine_facts)
+    making_s = time.perf_counter() - started
+    return Session(workload, parts, payload.user_flags or read_user_flags(), machine_facts, making_s=making_s)
 
 
 def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:

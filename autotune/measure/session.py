@@ -40,6 +40,7 @@ class Session:
         parts: the loader's parts, None for a loop without one.
         user_flags: torch's switches as the user has them.
         machine: a function that reads the facts of this machine; called once.
+        making_s: what it took to make the workload here; every fresh process pays it again.
 
     Raises:
         AutotuneError: when the workload cannot run at all.
@@ -51,6 +52,8 @@ class Session:
         parts: loaders.LoaderParts | None,
         user_flags: flags.UserFlags,
         machine: Callable[[], MachineFacts],
+        *,
+        making_s: float = 0.0,
     ) -> None:
         started = time.perf_counter()
         self.workload = workload
@@ -72,7 +75,7 @@ class Session:
         self._held: dict[int | None, tuple[Any, int]] = {}
         self._plan: losses.LossPlan | None = None
         self._description: Description | None = None
-        self._setup_s = time.perf_counter() - started
+        self._setup_s = making_s + time.perf_counter() - started
 
     # -- describing ----------------------------------------------------------------------------------
 

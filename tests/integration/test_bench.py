@@ -13,7 +13,7 @@ from torch import nn
 
 from autotune.measure import bench
 from autotune.measure.launcher import ForkLauncher
-from autotune.measure.payload import pickle_workload
+from autotune.measure.payload import pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.trial import Measurement, TrialSpec
 from autotune.workload import Workload
@@ -70,3 +70,12 @@ def test_last_words_are_those_of_this_trial(tmp_path: Path) -> None:
         file.write("Segmentation fault\n")
     assert launcher.log_tail() == "Segmentation fault\n"
     launcher.close()
+
+
+def test_what_it_takes_to_make_the_workload_counts_as_setting_up(tmp_path: Path) -> None:
+    """A factory that works for a second costs every fresh process that second, and the plan must know."""
+    (tmp_path / "laborious.py").write_text(
+        "import time\nimport workloads as w\ndef make():\n    time.sleep(1.0)\n    return w.make()\n"
+    )
+    with ProcessRunner(target_payload(f"{tmp_path / 'laborious.py'}:make")) as runner:
+        assert runner.describe().workload.setup_s >= 1.0
