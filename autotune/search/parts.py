@@ -59,6 +59,10 @@ def predicted(know: Knowledge) -> tuple[Settings, ...]:
     found = [_changed(know, {**compute, **loader})]
     if compute and loader:
         found.append(_changed(know, compute))
+    if len(compute) > 1 and "cpu_threads" in compute:
+        # Alone the step does best with every CPU; beside workers it may with those that the base leaves it.
+        shared = {knob: value for knob, value in compute.items() if knob != "cpu_threads"}
+        found.insert(0, _changed(know, {**shared, **loader}))
     return tuple(dict.fromkeys(s for s in found if s != start))
 
 

@@ -9,6 +9,7 @@ from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.parts import describe_change, next_part, next_workers, predicted
 from autotune.settings import Settings
+from autotune.space.candidates import bundle
 
 LADDER = (0, 1, 2, 4, 8)
 
@@ -83,3 +84,16 @@ def test_best_parts_are_joined():
 def test_change_is_described_by_knob():
     """The reason of a trial names what moved, from what to what."""
     assert describe_change(Settings(), Settings().replace(num_workers=2)) == "num_workers 0 -> 2"
+
+
+def test_on_shared_cpus_the_step_is_also_tried_with_the_threads_that_leave_room_for_workers():
+    """Alone the step wants every CPU; the other switches that paid are tried with both numbers of threads."""
+    space = space_of(fused_available=True)
+    base = bundle(space)
+    assert base.compute.cpu_threads is not None
+    wide, slow = base.replace(cpu_threads=4), base.replace(fused_optimizer=not base.compute.fused_optimizer)
+    history = History().opened(space).ran(base, 120)
+    history.ran(base, 100, "compute", "compute").ran(wide, 180, "compute", "compute")
+    history.ran(slow, 150, "compute", "compute")
+    threads = [s.compute.cpu_threads for s in predicted(Knowledge(context(space), history))]
+    assert threads[:2] == [base.compute.cpu_threads, 4]
