@@ -70,7 +70,7 @@ class LoaderParts:
             source = self.dataset
         try:
             return len(source)
-        except (TypeError, NotImplementedError):
+        except (TypeError, NotImplementedError):  # a stream has no len(), or says so by raising this
             return None
 
     def check(self) -> None:

@@ -75,6 +75,7 @@ class RunnerContract:
     def test_the_loader_alone_delivers(self, runner: Runner) -> None:
         """Loader mode draws batches without a step."""
         if not runner.describe().workload.has_loader:
+            # Runners of loops without a loader keep the rest of the contract.
             pytest.skip("no loader in this workload")
         assert self.measured(runner, mode="loader", stage="ceiling").samples > 0
 
