@@ -51,6 +51,14 @@ class TrialSpec:
     """Blocks to record at least, even when the window is over."""
     give_up_below: float | None = None
     """Stop after two blocks when samples/s is under this."""
+    compare_with: float | None = None
+    """Samples/s of the settings to beat: stop once the rate is surely below it, go on while that is open."""
+    window_cap_s: float | None = None
+    """Timed seconds after which the trial ends although `compare_with` is still open; None is `window_s`."""
+    least_warm_s: float = 0.0
+    """Seconds of steps before the timed ones at least, on an accelerator: its clocks rise with load."""
+    epoch_edge: bool = False
+    """Run across the end of an epoch as well, its last batch included, and into the next one."""
     timeout_s: float = 120.0
     """Wall seconds after which the bench process is ended."""
     seed: int = 0
