@@ -120,6 +120,7 @@ class FakeRunner:
         startup_s: seconds to start the loader's workers, from settings; 0.05 s for each when absent.
         warmup_s: seconds of warm-up in each trial that runs steps.
         marks: what is seen in every block of a trial, from its spec.
+        edge_failures: a Failure for settings that fail across the end of an epoch alone.
     """
 
     def __init__(  # noqa: PLR0913  # each is something that a test may want otherwise
@@ -134,9 +135,10 @@ class FakeRunner:
         startup_s: Callable[[Settings], float] = lambda settings: 0.05 * settings.loader.num_workers,
         warmup_s: float = 0.2,
         marks: Callable[[TrialSpec], tuple[str, ...]] = lambda spec: (),
+        edge_failures: Callable[[Settings], Failure | None] = lambda settings: None,
     ) -> None:
         self.rate, self.failures, self.startup_s, self.warmup_s = rate, failures, startup_s, warmup_s
-        self.marks = marks
+        self.marks, self.edge_failures = marks, edge_failures
         self.clock = clock or FakeClock()
         self.description = description or fake_description()
         self.specs: list[TrialSpec] = []
@@ -158,6 +160,8 @@ class FakeRunner:
         setup_s = self.description.workload.setup_s if spec.fresh_process or not self._alive else 0.0
         self._alive = not spec.fresh_process
         failure = self.failures(spec.settings)
+        if failure is None and spec.epoch_edge:
+            failure = self.edge_failures(spec.settings)
         if failure is not None:
             self._alive = False
             return self._end(dataclasses.replace(failure, wall_s=setup_s + self.warmup_s), spec)

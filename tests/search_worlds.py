@@ -43,6 +43,7 @@ class History(list):
         pair: int | None = None,
         fresh: bool = False,
         warmup_s: float = 0.0,
+        edge: bool = False,
     ) -> History:
         """`settings` ran at `rate` samples/s, two of the seconds timed."""
         samples = max(1, round(rate))
@@ -50,7 +51,9 @@ class History(list):
         self.append(
             Trial(
                 number=len(self),
-                spec=TrialSpec(settings=settings, stage=stage, mode=mode, pair=pair, fresh_process=fresh),
+                spec=TrialSpec(
+                    settings=settings, stage=stage, mode=mode, pair=pair, fresh_process=fresh, epoch_edge=edge
+                ),
                 measurement=Measurement(blocks=(block, block), wall_s=wall_s, warmup_s=warmup_s),
             )
         )

@@ -27,6 +27,8 @@ _SHORT = 0.5
 """Partial trials only order the full ones, so they are timed for this part of a window."""
 MARGIN = 1.15
 """A round of the finals is begun only when this many times its predicted seconds are left."""
+_EDGE_STEPS = 4
+"""Batches of a short epoch: whole ones, and the last one that is smaller."""
 _FINAL_WINDOW = 1.5
 """Finals are timed for this many windows of the search."""
 _SURVIVED = ("user_error", "non_finite", "pickle")
@@ -62,7 +64,11 @@ class Costs:
 
         The most that these settings took, else what is usual: a slow neighbour says little about them.
         """
-        trials = [t for t in self.know.history if t.spec.mode == mode and t.spec.fresh_process == fresh]
+        trials = [
+            t
+            for t in self.know.history
+            if t.spec.mode == mode and t.spec.fresh_process == fresh and not t.spec.epoch_edge
+        ]
         measured = [(t.settings, t.measurement) for t in trials if t.measurement is not None]
         own = [m for theirs, m in measured if theirs == settings]
         if fresh:
@@ -121,7 +127,14 @@ class Costs:
             timed
             + self._revival_s(spec)
             + self.overhead_s(spec.settings, spec.mode, fresh=spec.fresh_process)
+            + (self._crossing_s(spec.settings) if spec.epoch_edge else 0.0)
         )
+
+    def _crossing_s(self, settings: Settings) -> float:
+        """Seconds of two short epochs: the workers start for each, and take a batch or two."""
+        known = self.know.latest(settings if settings in self.know.full else self.know.incumbent)
+        steps = _EDGE_STEPS + settings.loader.num_workers
+        return 2 * (known.startup_s + steps * known.step_s)
 
     def _timed_s(self, settings: Settings, window: float, blocks: int) -> float:
         """Seconds of the blocks, which are whole: each a step for every worker at least."""
@@ -170,6 +183,26 @@ class Costs:
             fresh_process=self.fresh_finals,
             pair=pair,
         )
+
+    def edge_spec(self, settings: Settings) -> TrialSpec:
+        """The winner across the end of an epoch: what it times on the way is not what it is run for."""
+        window = _SHORT * self.window_s
+        return TrialSpec(
+            settings=settings,
+            stage="final",
+            reason="the winner across the end of an epoch",
+            window_s=window,
+            min_blocks=min_blocks(window, self.step_s, settings.loader.num_workers),
+            epoch_edge=True,
+            seed=self.know.ctx.seed,
+        )
+
+    @property
+    def edge_s(self) -> float:
+        """Seconds to set aside for the run across the end of an epoch."""
+        if not self.know.ctx.space.workload.has_loader:
+            return 0.0
+        return MARGIN * self.predicted_s(self.edge_spec(self.know.incumbent))
 
     def worth_spec(self, settings: Settings, pair: int, reason: str) -> TrialSpec:
         """A run of the winner, or of the winner without one setting."""
@@ -226,7 +259,7 @@ class Costs:
     def reserve_s(self) -> float:
         """Seconds that the search must leave to the finals."""
         affordable = int(_FINALS_SHARE * self._after_baseline_s / self.round_s())
-        return self.round_s() * min(max(affordable, MIN_PAIRS), FINAL_PAIRS)
+        return self.round_s() * min(max(affordable, MIN_PAIRS), FINAL_PAIRS) + self.edge_s
 
     def patience_s(self, spec: TrialSpec) -> float:
         """Seconds after which `spec` counts as hung.

@@ -14,6 +14,7 @@ from autotune.measure.seam import Description, Runner
 from autotune.outcome import Outcome, Recipe, Verdict
 from autotune.recipe.scaling import scale_recipe
 from autotune.search.cost import Costs
+from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured
 from autotune.search.finals import candidates, judged, worths
 from autotune.search.knowledge import Knowledge, PlanContext
@@ -273,6 +274,9 @@ class _Session:
         if 2 * disturbed > count:
             why = ", ".join(_disturbances(finals))
             notes.append(f"{disturbed} of {count} finals were disturbed: {why}")
+        know = self._know()
+        if know.yours in know.full:
+            notes.extend(edge_notes(know, Costs(know)))
         return tuple(notes)
 
 

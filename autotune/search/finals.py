@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.outcome import Verdict, Worth
 from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.verdict import decided, judge, leave_one_out, ranking, unless_disturbed, worth_of
+from autotune.search.verdict import decided, judge, leave_one_out, unless_disturbed, worth_of
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
 from autotune.trial import Trial, TrialSpec
@@ -33,8 +33,7 @@ def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
     """
     finals = finals_of(know)
     failed = {t.settings for t in finals if t.failure is not None}
-    trials = [t for runs in know.full.values() for t in runs]
-    ranked = [settings for settings, _ in ranking(trials, know.samples, know.ctx.epochs)]
+    ranked = sorted(know.full, key=lambda settings: (-know.rate(settings), settings.key()))
     order = [
         s
         for s in dict.fromkeys([know.incumbent, *ranked])
@@ -71,6 +70,8 @@ def next_final(know: Knowledge, costs: Costs) -> TrialSpec | None:
     specs = [costs.final_spec(s, pair) for s in waiting]
     whole = len(waiting) == 1 + len(chosen)
     needed_s = (MARGIN if whole else 1.0) * sum(costs.predicted_s(spec) for spec in specs)
+    if whole and pair >= MIN_PAIRS:
+        needed_s += costs.edge_s  # one pair more is worth less than to know that the winner survives an epoch
     return specs[0] if needed_s <= know.ctx.remaining_s else None
 
 
@@ -120,7 +121,7 @@ def next_challenge(know: Knowledge, costs: Costs) -> TrialSpec | None:
         if not waiting:
             continue
         rounds = MIN_PAIRS if pair == MAX_PAIRS and len(waiting) == len(sides) else 1
-        needed_s = MARGIN * rounds * sum(costs.predicted_s(spec) for spec in waiting)
+        needed_s = MARGIN * rounds * sum(costs.predicted_s(spec) for spec in waiting) + costs.edge_s
         return waiting[0] if needed_s <= know.ctx.remaining_s else None
     return None
 

@@ -1,7 +1,8 @@
 """What to try next and when to stop: a pure function of the space, the history and the time left.
 
     yours -> two ceilings -> bundle -> partial trials -> their best parts together -> moves of one knob from
-    the incumbent, on the side that the bottleneck names -> the sampler -> finals -> worth
+    the incumbent, on the side that the bottleneck names -> the sampler -> finals -> the winner across the
+    end of an epoch -> worth
 
 Every decision can be replayed: the same history and times give the same moves.
 """
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune.search.cost import MIN_PAIRS, Costs
+from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
@@ -83,7 +85,8 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
         return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
     if not ctx.search_over:
         return _search(know, costs)
-    spec = next_final(know, costs) or next_challenge(know, costs) or next_worth(know, costs)
+    spec = next_final(know, costs) or next_challenge(know, costs)
+    spec = spec or next_edge(know, costs) or next_worth(know, costs)
     if spec is None:
         return Finish()
     return _timed(costs, Run(spec=spec), ctx.remaining_s)

@@ -151,7 +151,7 @@ def judge(
     standings = _standings(yours, sound, finals, samples, epochs, error=WIN_ERROR)
     winners = [s for s in standings if _wins(s, min_gain)]
     if not winners:
-        return _no_winner(yours, rivals, sound, standings)
+        return _no_winner(yours, rivals, sound, standings, finals)
     fastest = max(winners, key=lambda s: s.rank)
 
     def surely_slower(standing: _Standing) -> bool:
@@ -193,7 +193,11 @@ def unless_disturbed(verdict: Verdict, yours: Settings, finals: Sequence[Trial])
 
 def disturbed_finals(trials: Iterable[Trial]) -> tuple[int, int]:
     """How many finals were disturbed, and how many measured."""
-    finals = [t.measurement for t in trials if t.spec.stage == "final" and t.measurement is not None]
+    finals = [
+        t.measurement
+        for t in trials
+        if t.spec.stage == "final" and not t.spec.epoch_edge and t.measurement is not None
+    ]
     return sum(found.disturbed for found in finals), len(finals)
 
 
@@ -267,22 +271,6 @@ def worth_of(
     )
 
 
-def ranking(
-    trials: Sequence[Trial], samples: int | None, epochs: int | None
-) -> tuple[tuple[Settings, float], ...]:
-    """Settings of the full trials that succeeded with their effective samples/s, fastest first.
-
-    Repeats of equal settings are pooled by the geometric mean. For choosing what to try, never for showing:
-    the first of many noisy figures is too high.
-    """
-    found: dict[Settings, list[float]] = {}
-    for trial in trials:
-        if trial.spec.mode == "full" and trial.measurement is not None:
-            found.setdefault(trial.settings, []).append(_log_rate(trial, samples, epochs))
-    pooled = ((settings, math.exp(_mean(logs))) for settings, logs in found.items())
-    return tuple(sorted(pooled, key=lambda item: (-item[1], item[0].key())))
-
-
 def _rivals(yours: Settings, candidates: Iterable[Settings]) -> tuple[Settings, ...]:
     return tuple(s for s in dict.fromkeys(candidates) if s != yours)
 
@@ -351,10 +339,17 @@ def _wins(standing: _Standing, min_gain: float) -> bool:
 
 
 def _no_winner(
-    yours: Settings, rivals: Sequence[Settings], sound: Sequence[Settings], standings: Sequence[_Standing]
+    yours: Settings,
+    rivals: Sequence[Settings],
+    sound: Sequence[Settings],
+    standings: Sequence[_Standing],
+    finals: Sequence[Trial],
 ) -> Verdict:
     if not sound:
         why = "each of the others failed in the finals" if rivals else "nothing was faster in the search"
+        at_edge = (t.failure for t in finals if t.spec.epoch_edge and t.failure is not None)
+        if (failure := next(at_edge, None)) is not None:
+            why = f"what was faster failed across the end of an epoch: {failure.message}"
         return Verdict(kind="kept", winner=yours, sentence=f"yours stays: {why}")
     if not standings:
         return Verdict(kind="unsure", winner=yours, sentence="yours stays: there was no time for the finals")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.outcome import Verdict
-from autotune.search.verdict import MIN_PAIRS, decided, judge, ranking
+from autotune.search.verdict import MIN_PAIRS, decided, judge
 from autotune.settings import Settings
 from autotune.trial import Trial
 
@@ -129,18 +129,3 @@ def test_the_interval_shown_is_that_of_the_swapped_comparison_inverted(field: Fi
         assert swapped.ratio.value == pytest.approx(1 / found.ratio.value)
         assert swapped.ratio.low == pytest.approx(1 / found.ratio.high)
         assert swapped.ratio.high == pytest.approx(1 / found.ratio.low)
-
-
-@given(st.lists(st.tuples(st.sampled_from(CANDIDATES), RATES), max_size=12))
-def test_ranking_holds_each_measured_settings_once_in_falling_order(
-    runs: list[tuple[Settings, float]],
-) -> None:
-    """Every settings that ran is there once, between its slowest and its fastest run, fastest first."""
-    found = ranking([measured(s, rate, stage="joint") for s, rate in runs], None, None)
-    rates = [rate for _, rate in found]
-    assert rates == sorted(rates, reverse=True)
-    assert {s for s, _ in found} == {s for s, _ in runs}
-    assert len(found) == len({s for s, _ in runs})
-    for settings_, rate in found:
-        own = [r for s, r in runs if s == settings_]
-        assert min(own) * (1 - 1e-9) <= rate <= max(own) * (1 + 1e-9)

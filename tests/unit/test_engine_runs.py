@@ -85,9 +85,10 @@ def test_the_listener_hears_everything_in_order():
     outcome = tune(runner, TuneOptions(budget_s=120.0), heard, clock=runner.clock)
     assert len(heard.starts) == 1
     assert heard.outcomes == [outcome]
-    assert (
-        [n for n, _, _ in heard.began] == [t.number for t, *_ in heard.ended] == list(range(len(heard.ended)))
-    )
+    began, ended = [n for n, _, _ in heard.began], [t.number for t, *_ in heard.ended]
+    assert began == list(range(len(began)))
+    assert [n for n in began if n in ended] == ended
+    assert len(began) - len(ended) <= 1  # one that the budget cut short has no end to tell
     assert [t for t, *_ in heard.ended] == list(outcome.trials)
     assert heard.stages[0] == "what you run today"
     assert len(set(heard.stages)) >= 4

@@ -50,10 +50,11 @@ def played(
             return asked
         assert isinstance(move, Run)
         settings, pair = move.spec.settings, move.spec.pair
-        if move.spec.stage == "final":
+        if move.spec.pair is not None and move.spec.stage == "final":
             asked.append((pair or 0, settings))
         rate = {space.yours: 100.0, winner_of(space): WIN, lean_of(space): lean_rate}.get(settings, 120.0)
-        history.ran(settings, rate * (1 + 0.003 * ((pair or 0) % 2)), move.spec.stage, pair=pair)
+        wobble = 1 + 0.003 * ((pair or 0) % 2)
+        history.ran(settings, rate * wobble, move.spec.stage, pair=pair, edge=move.spec.epoch_edge)
     raise AssertionError("the plan does not end")
 
 

@@ -71,10 +71,10 @@ def test_reserve_holds_nine_pairs_with_room_and_four_without():
     space = space_of()
     history = History().opened(space)
     wide, some, tight = (costs_of(history, space, remaining_s=left) for left in (290.0, 120.0, 31.0))
-    assert wide.reserve_s == pytest.approx(9 * wide.round_s())
-    assert some.reserve_s / some.round_s() == pytest.approx(int(0.5 * 130.0 / some.round_s()))
-    assert 4 < some.reserve_s / some.round_s() < 9
-    assert tight.reserve_s == pytest.approx(4 * tight.round_s())
+    assert wide.reserve_s == pytest.approx(9 * wide.round_s() + wide.edge_s)
+    assert (some.reserve_s - some.edge_s) / some.round_s() == pytest.approx(int(0.5 * 130.0 / some.round_s()))
+    assert 4 < (some.reserve_s - some.edge_s) / some.round_s() < 9
+    assert tight.reserve_s == pytest.approx(4 * tight.round_s() + tight.edge_s)
 
 
 def test_finals_share_a_process_where_new_ones_would_eat_the_search():

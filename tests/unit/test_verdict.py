@@ -9,7 +9,7 @@ import pytest
 from finals_trials import YOURS, failed, finals, measured, workers
 
 from autotune.outcome import Verdict
-from autotune.search.verdict import counted_pairs, decided, judge, leave_one_out, pairs, ranking, worth_of
+from autotune.search.verdict import counted_pairs, decided, judge, leave_one_out, pairs, worth_of
 from autotune.settings import Settings
 from autotune.trial import Trial
 
@@ -277,17 +277,3 @@ def test_worth_without_two_pairs_is_not_known() -> None:
     trials = finals({FOUR: (100,), EIGHT: (120,)}, stage="worth")
     found = worth_of("num_workers", EIGHT, FOUR, trials, yours=YOURS, samples=None, epochs=None)
     assert found.ratio is None
-
-
-def test_ranking_pools_repeats_and_leaves_out_what_failed() -> None:
-    """Fastest first, repeats by their geometric mean, and no failed or partial trial."""
-    loader_alone = measured(EIGHT, 500, stage="loader")
-    loader_alone = replace(loader_alone, spec=replace(loader_alone.spec, mode="loader"))
-    trials = (
-        measured(TWO, 100, stage="joint"),
-        measured(FOUR, 90, stage="joint"),
-        measured(TWO, 64, stage="final", pair=0),
-        failed(EIGHT, stage="joint"),
-        loader_alone,
-    )
-    assert ranking(trials, None, None) == ((FOUR, pytest.approx(90)), (TWO, pytest.approx(80)))
