@@ -27,6 +27,8 @@ _SHORT = 0.5
 """Partial trials only order the full ones, so they are timed for this part of a window."""
 MARGIN = 1.15
 """A round of the finals is begun only when this many times its predicted seconds are left."""
+WINDOW_CAP = 2.5
+"""A challenger that cannot be told from the incumbent is timed for at most this many windows."""
 _EDGE_STEPS = 4
 """Batches of a short epoch: whole ones, and the last one that is smaller."""
 _FINAL_WINDOW = 1.5
@@ -158,7 +160,7 @@ class Costs:
         """The spec of a search trial; the plan gives it its timeout."""
         window = self.window_s if mode == "full" else self.window_s * _SHORT
         workers = 0 if mode == "compute" else settings.loader.num_workers
-        races = mode == "full" and stage in ("joint", "sampled")
+        beat = self._to_beat(settings, stage) if mode == "full" else None
         return TrialSpec(
             settings=settings,
             stage=stage,
@@ -166,9 +168,22 @@ class Costs:
             reason=reason,
             window_s=window,
             min_blocks=min_blocks(window, self.step_s, workers),
-            give_up_below=_GIVE_UP * self.know.latest(self.know.incumbent).samples_per_s if races else None,
+            give_up_below=None if beat is None else _GIVE_UP * beat,
+            compare_with=beat,
+            window_cap_s=None if beat is None else WINDOW_CAP * window,
             seed=self.know.ctx.seed,
         )
+
+    def _to_beat(self, settings: Settings, stage: Stage) -> float | None:
+        """Steady samples/s below which a challenger has lost; None where the trial is no challenge.
+
+        The incumbent's effective rate: no run has a steady rate under its own effective one, so whoever is
+        below cannot win by a shorter start either. The incumbent itself is measured to learn more of it. What
+        the sampler proposes takes the place of `settings`, so it always challenges.
+        """
+        if stage == "sampled" or (stage == "joint" and settings != self.know.incumbent):
+            return self.know.pace(self.know.incumbent)
+        return None
 
     def final_spec(self, settings: Settings, pair: int) -> TrialSpec:
         """One side of a pair of the finals: a longer window, nothing given up, in a process of its own."""

@@ -116,6 +116,10 @@ class Knowledge:
         assert measurement is not None
         return measurement
 
+    def pace(self, settings: Settings) -> float:
+        """Effective samples/s of the last search run of these settings, as the machine is now."""
+        return self.latest(settings).effective_samples_per_s(self.samples, self.ctx.epochs)
+
     def lead(self, challenger: Settings, incumbent: Settings) -> tuple[float, float]:
         """Log ratio of the challenger over the incumbent, and its standard error."""
         runs = [len(self._logs(s)) for s in (challenger, incumbent)]

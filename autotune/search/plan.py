@@ -122,6 +122,10 @@ def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
     """The move with its timeout, within the seconds that it may use."""
     patience_s = costs.patience_s(move.spec)
     spec = dataclasses.replace(move.spec, timeout_s=min(patience_s, room_s))
+    if spec.window_cap_s is not None:
+        # Going on until it is clear who is ahead must not cost the trial its end.
+        spare_s = max(0.0, room_s - costs.predicted_s(move.spec))
+        spec = dataclasses.replace(spec, window_cap_s=min(spec.window_cap_s, spec.window_s + spare_s))
     return dataclasses.replace(move, spec=spec, capped=room_s < patience_s)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from search_worlds import History, context, space_of
 
 from autotune.search.cost import Costs, min_blocks, window_s
 from autotune.search.knowledge import Knowledge
+from autotune.search.plan import Run, next_move
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,60 @@ def test_trials_of_an_earlier_session_are_not_on_this_budget():
         history.ran(space.yours, 100, wall_s=3.0)
     assert costs_of(history, space, remaining_s=100.0).fresh_finals
     assert not costs_of(history, space, remaining_s=100.0, earlier=len(history)).fresh_finals
+
+
+def challenge(space, history, **changes):
+    """The costs and the spec of a new settings' trial."""
+    costs = costs_of(history, space, **changes)
+    return costs, costs.search_spec(space.settings(num_workers=3), "joint", "")
+
+
+def test_a_challenger_is_compared_with_the_incumbent():
+    """It ends once it is surely behind, and goes on for two and a half windows while that is open."""
+    space = space_of()
+    history = History().opened(space).ran(space.settings(num_workers=1), 200)
+    costs, spec = challenge(space, history)
+    assert spec.compare_with == pytest.approx(200, rel=1e-3)
+    assert spec.give_up_below == pytest.approx(140, rel=1e-3)
+    assert spec.window_cap_s == pytest.approx(2.5 * spec.window_s)
+    assert costs.search_spec(space.yours, "sampled", "").compare_with == spec.compare_with
+
+
+def test_what_is_no_challenge_is_timed_for_its_window():
+    """The incumbent measured again, one side alone, finals and worth: nothing is given up there."""
+    space = space_of()
+    best = space.settings(num_workers=1)
+    costs = costs_of(History().opened(space).ran(best, 200), space)
+    specs = [
+        costs.search_spec(best, "joint", "again"),
+        costs.search_spec(space.yours, "loader", "", "loader"),
+        costs.final_spec(best, 0),
+        costs.worth_spec(space.yours, 0, ""),
+    ]
+    assert {(s.compare_with, s.window_cap_s, s.give_up_below) for s in specs} == {(None, None, None)}
+
+
+def test_a_challenger_with_short_starts_is_not_given_up_for_its_steady_rate():
+    """Where the incumbent's starts eat half of the run, half of its steady rate is what must be beaten."""
+    space = space_of(dataset_samples=200)
+    history = History().opened(space).ran(space.settings(num_workers=1), 200)
+    slow_start = replace(history[-1].measurement, restart_s=1.0)
+    history[-1] = replace(history[-1], measurement=slow_start)
+    _, spec = challenge(space, history)
+    assert spec.compare_with == pytest.approx(100, rel=1e-2)
+
+
+def test_the_time_left_bounds_how_long_a_challenger_may_go_on():
+    """The last trial of a search ends in time rather than be cut off, and patience covers the cap."""
+    space = space_of()
+    history = History().opened(space)
+    costs, spec = challenge(space, history)
+    assert costs.patience_s(spec) > costs.predicted_s(spec) + spec.window_cap_s
+    caps = []
+    for spare_s in (0.5, 500.0):
+        left_s = costs.predicted_s(spec) + costs_of(history, space).least_s + spare_s
+        move = next_move(context(space, remaining_s=left_s), history)
+        if isinstance(move, Run) and move.spec.compare_with is not None:
+            caps.append(move.spec.window_cap_s / move.spec.window_s)
+    assert caps[-1] == pytest.approx(2.5)
+    assert all(1.0 <= cap <= 2.5 for cap in caps)
