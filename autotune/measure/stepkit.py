@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -132,6 +132,9 @@ class StepKit:
     def _step_one(self, optimizer: Optimizer) -> None:
         if self.scaler is None:
             optimizer.step()
+        elif _makes_momentum(optimizer):
+            with _skipped_by_scaler(optimizer):
+                self.scaler.step(optimizer)
         else:
             self.scaler.step(optimizer)
 
@@ -166,6 +169,32 @@ def _check_held(models: Iterable[nn.Module], optimizers_: Iterable[Optimizer]) -
             why="it was made for another model, or for this one before it was copied or made anew",
             fix="make it from this model's parameters, or pass a function: lambda p: SGD(p, lr=0.1)",
         )
+
+
+def _makes_momentum(optimizer: Optimizer) -> bool:
+    """Whether the next step is a fused SGD's first one for some parameter with momentum."""
+    return isinstance(optimizer, torch.optim.SGD) and any(
+        parameter.grad is not None and optimizer.state.get(parameter, {}).get("momentum_buffer") is None
+        for group in optimizer.param_groups
+        if group.get("fused") and group["momentum"]
+        for parameter in group["params"]
+    )
+
+
+@contextlib.contextmanager
+def _skipped_by_scaler(optimizer: Optimizer) -> Iterator[None]:
+    """The scaler itself skips a step whose gradients overflowed, as it does with what is not fused.
+
+    A fused SGD takes such a step and does nothing in it; but where it is the first one, which in float16 it
+    mostly is, the momentum buffers have been made and never written, and the next step learns from what the
+    memory held before (torch 2.9 to 2.14: NaN at once, or wrong weights).
+    """
+    takes_the_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer._step_supports_amp_scaling = takes_the_scale  # type: ignore[attr-defined]
 
 
 def set_memory_format(model: nn.Module, *, channels_last: bool) -> None:

@@ -123,3 +123,25 @@ def test_tf32_is_on_for_its_trial_alone() -> None:
         torch.rand(5, device="cuda")
     assert rough > 10 * error()
     assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_a_fused_sgd_that_overflows_first_learns_the_same() -> None:
+    """No momentum is left behind by a step that was skipped, whatever the memory held before."""
+
+    def momentum(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=0.01, momentum=0.9)
+
+    ours, first, theirs, second = twins(momentum)
+    fused = kit_of(ours, first, precision="float16", fused_optimizer=True)
+    plain = kit_of(theirs, second, precision="float16")
+    for kit in (fused, plain):
+        kit.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**127)
+        held = [torch.full_like(p, float("nan")) for p in kit.model.parameters()]
+        del held  # the allocator hands out again what it got back last
+        kit.step(batches()[0])
+        assert kit.scaler.get_scale() == 2.0**126
+        kit.scaler.update(64.0)
+        for batch in batches():
+            kit.step(batch)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

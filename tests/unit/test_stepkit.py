@@ -146,6 +146,38 @@ def test_a_step_that_overflowed_is_skipped() -> None:
     assert kit.scaler.get_scale() == 2.0**126
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_first_step_that_overflowed_starts_no_momentum(clip: float | None) -> None:
+    """A fused SGD left to itself would keep a buffer that nobody has written, and learn from it."""
+
+    def train_step(kit: StepKit, batch: Any) -> torch.Tensor:
+        kit.zero_grad()
+        with kit.autocast():
+            loss = cross_entropy(kit.model, batch)
+        kit.backward(loss)
+        kit.optimizer_step(clip_grad_norm=clip)
+        return loss
+
+    def momentum(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=0.05, momentum=0.9, dampening=0.5)
+
+    ours, fused, theirs, plain = twins(momentum)
+    kits = [
+        kit_of(ours, fused, train_step=train_step, precision="float16", fused_optimizer=True),
+        kit_of(theirs, plain, train_step=train_step, precision="float16"),
+    ]
+    for kit in kits:
+        kit.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
+        kit.step(batches()[0])
+        assert kit.scaler.get_scale() == 2.0**126
+        assert not any("momentum_buffer" in state for state in kit.optimizer.state.values())
+        kit.scaler.update(4.0)
+        for batch in batches():
+            kit.step(batch)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_gradients_are_clipped_at_their_true_size(precision: str, fused: bool) -> None:
