@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from autotune.measure.stats import rate_interval
+from autotune.outcome import Interval
 from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.lessons import would_fail
@@ -27,6 +29,9 @@ _RISE = 1.03
 """More workers must bring this factor, or the ladder is not climbed further."""
 _ENOUGH = 1.2
 """A loader this much faster than the step keeps it fed."""
+_CONFIDENCE = 0.8
+"""Of the intervals that must be apart before a step's switch counts as better alone: a GPU that waits for the
+host to launch its kernels shows a tenth more or less from one second to the next."""
 
 
 def base(know: Knowledge) -> Settings:
@@ -114,19 +119,34 @@ def _compute_variants(know: Knowledge) -> tuple[Settings, ...]:
 
 
 def _best_compute(know: Knowledge) -> dict[str, KnobValue]:
-    """The knob values that were better alone than those of the base, each by more than a percent."""
+    """The knob values that were better alone than those of the base: by more than a percent, and surely."""
     start = base(know)
-    reference = know.partial("compute", start)
+    reference = _alone(know, start)
     best: dict[str, tuple[float, KnobValue]] = {}
     for settings in _compute_variants(know):
-        rate = know.partial("compute", settings)
         changed = {k: v for k, v in settings.changed_from(start).items() if k in GROUPS["compute"]}
-        if not reference or rate is None or len(changed) != 1 or rate <= 1.01 * reference:
+        rate = _alone(know, settings)
+        if reference is None or rate is None or len(changed) != 1:
+            continue
+        if rate.value <= 1.01 * reference.value or rate.low <= reference.high:
             continue
         ((knob, value),) = changed.items()
-        if rate > best.get(knob, (0.0, None))[0]:
-            best[knob] = (rate, value)
+        if rate.value > best.get(knob, (0.0, None))[0]:
+            best[knob] = (rate.value, value)
     return {knob: value for knob, (_, value) in best.items()}
+
+
+def _alone(know: Knowledge, settings: Settings) -> Interval | None:
+    """Samples/s of the step alone under these settings, as far as its blocks agree; None where unmeasured."""
+    key = (settings.compute, settings.loader.batch_size)
+    found = [
+        rate_interval(t.measurement.steady, confidence=_CONFIDENCE)
+        for t in know.history
+        if t.measurement is not None
+        and t.spec.mode == "compute"
+        and (t.settings.compute, t.settings.loader.batch_size) == key
+    ]
+    return max(found, key=lambda interval: interval.value, default=None)
 
 
 def _ladder(know: Knowledge) -> list[int]:

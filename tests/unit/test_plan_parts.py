@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from search_worlds import History, context, space_of
 
@@ -10,6 +12,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.parts import describe_change, next_part, next_workers, predicted
 from autotune.settings import Settings
 from autotune.space.candidates import bundle
+from autotune.trial import Block
 
 LADDER = (0, 1, 2, 4, 8)
 
@@ -79,6 +82,26 @@ def test_best_parts_are_joined():
     history.ran(better, 400, "compute", "compute").ran(worse, 290, "compute", "compute")
     know = Knowledge(context(space), history)
     assert predicted(know) == (better,)
+
+
+def test_a_part_that_is_better_by_chance_is_left_alone():
+    """A tenth faster means nothing where the blocks of either side differ by as much."""
+
+    def unsteady(rate):
+        return tuple(
+            Block(steps=4, samples=round(rate * share), elapsed_s=1.0, wait_s=0.0)
+            for share in (0.9, 1.1, 0.92, 1.08)
+        )
+
+    space = gpu_space()
+    history = opened(space, part_s=3.0)
+    better = space.settings(fused_optimizer=True)
+    history.ran(better, 330, "compute", "compute")
+    assert predicted(Knowledge(context(space), history)) == (better,)
+    for number, rate in ((2, 300), (3, 330)):
+        measured = replace(history[number].measurement, blocks=unsteady(rate))
+        history[number] = replace(history[number], measurement=measured)
+    assert predicted(Knowledge(context(space), history)) == ()
 
 
 def test_change_is_described_by_knob():
