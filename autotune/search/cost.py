@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 from autotune.search.knowledge import Knowledge
 from autotune.settings import ComputeSettings, Settings
@@ -160,7 +161,7 @@ class Costs:
         """The spec of a search trial; the plan gives it its timeout."""
         window = self.window_s if mode == "full" else self.window_s * _SHORT
         workers = 0 if mode == "compute" else settings.loader.num_workers
-        beat = self._to_beat(settings, stage) if mode == "full" else None
+        rival = self._rival(settings, stage) if mode == "full" else None
         return TrialSpec(
             settings=settings,
             stage=stage,
@@ -168,22 +169,26 @@ class Costs:
             reason=reason,
             window_s=window,
             min_blocks=min_blocks(window, self.step_s, workers),
-            give_up_below=None if beat is None else _GIVE_UP * beat,
-            compare_with=beat,
-            window_cap_s=None if beat is None else WINDOW_CAP * window,
+            give_up_below=None if rival is None else _GIVE_UP * self.know.pace(rival),
+            compare_with=None if rival is None else self.know.surely_behind(rival),
+            window_cap_s=None if rival is None else WINDOW_CAP * window,
             seed=self.know.ctx.seed,
         )
 
-    def _to_beat(self, settings: Settings, stage: Stage) -> float | None:
-        """Steady samples/s below which a challenger has lost; None where the trial is no challenge.
+    def reference_spec(self) -> TrialSpec:
+        """*Yours* once more, to see the machine's speed: nothing is to be beaten, and nothing given up."""
+        spec = self.search_spec(self.know.yours, "joint", "yours again: has the machine's speed changed?")
+        return replace(spec, give_up_below=None, compare_with=None, window_cap_s=None)
 
-        The incumbent's effective rate: no run has a steady rate under its own effective one, so whoever is
-        below cannot win by a shorter start either. The incumbent itself is measured to learn more of it. What
-        the sampler proposes takes the place of `settings`, so it always challenges.
+    def _rival(self, settings: Settings, stage: Stage) -> Settings | None:
+        """Whom the trial challenges; None where it is run to learn more of its own settings.
+
+        A trial's steady rate is held against the incumbent's effective one: no run has a steady rate under
+        its own effective one, so whoever is below cannot win by a shorter start either. What the sampler
+        proposes takes the place of `settings`, so it always challenges.
         """
-        if stage == "sampled" or (stage == "joint" and settings != self.know.incumbent):
-            return self.know.pace(self.know.incumbent)
-        return None
+        challenges = stage == "sampled" or (stage == "joint" and settings != self.know.incumbent)
+        return self.know.incumbent if challenges else None
 
     def final_spec(self, settings: Settings, pair: int) -> TrialSpec:
         """One side of a pair of the finals: a longer window, nothing given up, in a process of its own."""

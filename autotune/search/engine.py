@@ -218,7 +218,7 @@ class _Session:
         know = self._know()
         full = trial.measurement is not None and trial.spec.mode == "full"
         self.store.finish(trial, know.effective(trial) if full else None)
-        ratio = know.effective(trial) / know.rate(know.yours) if full and know.yours in know.full else None
+        ratio = know.comparable(trial) / know.rate(know.yours) if full and know.yours in know.full else None
         best = bool(know.full) and know.incumbent != know.yours and know.incumbent == trial.settings
         rises = best and bool(before.full) and before.incumbent != know.incumbent
         self.listener.trial_finished(trial, ratio, rises, self.context.remaining_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
 from autotune.space.candidates import Space
 from autotune.space.rules import simplicity
@@ -19,9 +20,6 @@ TIE = 0.002
 """Simpler settings take over when they are at most this much behind."""
 MAX_REPEATS = 3
 """Measurements of one settings during the search; more say little that the finals do not say better."""
-PRIOR_NOISE = 0.015
-"""Run-to-run spread (log) assumed before anything was repeated, worth `PRIOR_RUNS` repeats."""
-PRIOR_RUNS = 3
 RACE_AHEAD = 1.3
 """A lead of fewer standard errors above `MIN_GAIN` is measured again before it is believed."""
 RACE_BEHIND = 0.7
@@ -68,11 +66,19 @@ class Knowledge:
         """Batches alone, samples/s: no full trial with this loader can be faster."""
         self.compute_rates: dict[tuple[ComputeSettings, int | None], float] = {}
         """The step alone, samples/s, by compute settings and batch size: a bound in the same way."""
+        self._middle_s: dict[int, float] = {}
+        """When each trial ran, by its number: seconds of trials before it, and half of its own."""
+        self._end_s = 0.0
         for trial in history:
             self._take(trial)
+        self.drift = self._drift()
         self.noise = self._noise()
 
     def _take(self, trial: Trial) -> None:
+        outcome = trial.measurement or trial.failure
+        cost_s = outcome.wall_s if outcome is not None else 0.0
+        self._middle_s[trial.number] = self._end_s + cost_s / 2
+        self._end_s += cost_s
         if trial.measurement is None:
             return
         rate = trial.measurement.samples_per_s
@@ -94,11 +100,25 @@ class Knowledge:
             freedom += len(logs) - 1
         return math.sqrt(squares / freedom)
 
-    def _logs(self, settings: Settings) -> list[float]:
-        """Log rates of the runs that count: the undisturbed ones, all where there are none."""
+    def _drift(self) -> Drift:
+        runs = [
+            Run(settings=number, at_s=self._middle_s[trial.number], log_rate=math.log(self.effective(trial)))
+            for number, settings in enumerate(self.full)
+            for trial in self._counted(settings)
+        ]
+        return estimate(runs)
+
+    def _counted(self, settings: Settings) -> list[Trial]:
+        """The runs that count: the undisturbed ones, all where there are none."""
         trials = self.full[settings]
-        clean = [trial for trial in trials if not _disturbed(trial)]
-        return [math.log(self.effective(trial)) for trial in clean or trials]
+        return [trial for trial in trials if not _disturbed(trial)] or trials
+
+    def _logs(self, settings: Settings) -> list[float]:
+        return [math.log(self.comparable(trial)) for trial in self._counted(settings)]
+
+    def comparable(self, trial: Trial) -> float:
+        """The objective as it would have been at the machine's first speed, to compare across the search."""
+        return self.effective(trial) / math.exp(self.drift.at(self._middle_s[trial.number]))
 
     def effective(self, trial: Trial) -> float:
         """The objective: samples/s over the user's run, starts included. The trial must have measured."""
@@ -106,7 +126,7 @@ class Knowledge:
         return trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
 
     def rate(self, settings: Settings) -> float:
-        """Effective samples/s of measured settings, the geometric mean over repeats."""
+        """Effective samples/s of measured settings at the machine's first speed, the mean over repeats."""
         logs = self._logs(settings)
         return math.exp(sum(logs) / len(logs))
 
@@ -117,8 +137,16 @@ class Knowledge:
         return measurement
 
     def pace(self, settings: Settings) -> float:
-        """Effective samples/s of the last search run of these settings, as the machine is now."""
-        return self.latest(settings).effective_samples_per_s(self.samples, self.ctx.epochs)
+        """Effective samples/s of measured settings at the speed that the machine has now."""
+        return self.rate(settings) * math.exp(self.drift.at(self._end_s))
+
+    def surely_behind(self, settings: Settings) -> float:
+        """Samples/s at which a run shows its settings to be behind these: their pace less a standard error.
+
+        A rate within a trial says nothing of how much two runs of the same settings differ.
+        """
+        error = self.noise * math.sqrt(1 + 1 / len(self._logs(settings)))
+        return self.pace(settings) * math.exp(-error)
 
     def lead(self, challenger: Settings, incumbent: Settings) -> tuple[float, float]:
         """Log ratio of the challenger over the incumbent, and its standard error."""

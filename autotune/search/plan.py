@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from autotune.search.cost import MIN_PAIRS, Costs
+from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
 from autotune.search.knowledge import Knowledge, PlanContext
@@ -34,6 +34,12 @@ LOADER_BOUND = 0.10
 """More waiting than this, and no compute move shows."""
 AGAIN_SHARE = 0.1
 """A disturbed run is repeated for at most this part of the time that is left for the search."""
+REFERENCE_RUNS = 8
+"""Full trials after which *yours* is measured again; half of them where that took `REFERENCE_SHARE`."""
+REFERENCE_SHARE = 0.2
+"""Part of the whole time for the search."""
+REFERENCE_COST = 0.05
+"""*Yours* is measured again for at most this part of the time that is left for the search."""
 IN_VAIN = 6
 """Sampled settings without a gain after which the sampler is stopped."""
 
@@ -150,7 +156,7 @@ def _reserve_s(know: Knowledge, costs: Costs) -> float:
 
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
     spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
-    spec = spec or _race(know, costs) or _fixed(know, costs)
+    spec = spec or _race(know, costs) or _reference(know, costs, room_s) or _fixed(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = _open_groups(know)
@@ -194,6 +200,19 @@ def _race(know: Knowledge, costs: Costs) -> TrialSpec | None:
     if know.race is None:
         return None
     return costs.search_spec(know.race, "joint", "too close to tell, measured again")
+
+
+def _reference(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
+    """*Yours* again, where it last ran long ago and a run of it costs little of the time left."""
+    last = max(i for i, t in enumerate(know.history) if t.settings == know.yours and t.spec.mode == "full")
+    since = know.history[last + 1 :]
+    runs = sum(t.spec.mode == "full" for t in since)
+    searched_s = sum(wall_s(t) for t in know.history[know.ctx.earlier :])
+    long_ago = sum(map(wall_s, since)) >= REFERENCE_SHARE * (searched_s + room_s)
+    if runs < REFERENCE_RUNS and not (long_ago and runs >= REFERENCE_RUNS / 2):
+        return None
+    spec = costs.reference_spec()
+    return spec if costs.predicted_s(spec) <= REFERENCE_COST * room_s else None
 
 
 def _fixed(know: Knowledge, costs: Costs) -> TrialSpec | None:
