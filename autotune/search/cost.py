@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import replace
 
+from autotune.facts import WorkloadFacts
 from autotune.search.knowledge import Knowledge
 from autotune.settings import ComputeSettings, Settings
 from autotune.space.rules import needs_own_process
@@ -30,6 +31,8 @@ MARGIN = 1.15
 """A round of the finals is begun only when this many times its predicted seconds are left."""
 WINDOW_CAP = 2.5
 """A challenger that cannot be told from the incumbent is timed for at most this many windows."""
+LEAST_WARM_S = 1.0
+"""Seconds of steps before the timed ones in the finals, on an accelerator: its clocks rise with load."""
 _EDGE_STEPS = 4
 """Batches of a short epoch: whole ones, and the last one that is smaller."""
 _FINAL_WINDOW = 1.5
@@ -50,6 +53,11 @@ def window_s(budget_s: float, step_s: float) -> float:
 def min_blocks(window_s: float, step_s: float, workers: int) -> int:
     """Blocks to record at least: four, or two where a block of one step for each worker is long."""
     return MIN_BLOCKS if MIN_BLOCKS * max(1, workers) * step_s <= 2 * window_s else 2
+
+
+def least_warm_s(workload: WorkloadFacts) -> float:
+    """Seconds of steps before the timed ones of a final."""
+    return LEAST_WARM_S if workload.accelerated else 0.0
 
 
 class Costs:
@@ -130,8 +138,16 @@ class Costs:
             timed
             + self._revival_s(spec)
             + self.overhead_s(spec.settings, spec.mode, fresh=spec.fresh_process)
+            + self._warming_s(spec.settings, spec.least_warm_s, fresh=spec.fresh_process)
             + (self._crossing_s(spec.settings) if spec.epoch_edge else 0.0)
         )
+
+    def _warming_s(self, settings: Settings, least_s: float, *, fresh: bool) -> float:
+        """Seconds of steps beyond the usual warm-up, so that it takes `least_s`."""
+        if fresh and any(t.spec.fresh_process and t.settings == settings for t in self.know.history):
+            return 0.0  # it is in what that run took
+        usual_s = self._first_warmup_s(settings, "full") if fresh else self._warmup_s(settings, "full")
+        return max(0.0, least_s - usual_s)
 
     def _crossing_s(self, settings: Settings) -> float:
         """Seconds of two short epochs: the workers start for each, and take a batch or two."""
@@ -198,6 +214,7 @@ class Costs:
             stage="final",
             reason=f"pair {pair + 1} of the finals",
             window_s=window,
+            least_warm_s=least_warm_s(self.know.ctx.space.workload),
             min_blocks=min_blocks(window, self.step_s, settings.loader.num_workers),
             seed=self.know.ctx.seed,
             fresh_process=self.fresh_finals,
@@ -240,7 +257,11 @@ class Costs:
         """Seconds of one final: fresh processes cost their start."""
         window = _FINAL_WINDOW * self.window_s
         blocks = min_blocks(window, self.step_s, settings.loader.num_workers)
-        return self._timed_s(settings, window, blocks) + self.overhead_s(settings, "full", fresh=fresh)
+        return (
+            self._timed_s(settings, window, blocks)
+            + self.overhead_s(settings, "full", fresh=fresh)
+            + self._warming_s(settings, least_warm_s(self.know.ctx.space.workload), fresh=fresh)
+        )
 
     @property
     def fresh_finals(self) -> bool:

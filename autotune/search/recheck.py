@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from autotune.measure.seam import Description, Runner
 from autotune.outcome import Verdict
-from autotune.search.cost import MARGIN, min_blocks
+from autotune.search.cost import MARGIN, least_warm_s, min_blocks
 from autotune.search.faults import baseline_error
 from autotune.search.listener import Listener
 from autotune.search.verdict import decided, judge, unless_disturbed
@@ -137,6 +137,7 @@ class _Comparison:
             stage="final",
             reason=reason,
             window_s=window_s,
+            least_warm_s=least_warm_s(self.description.workload),
             min_blocks=min_blocks(window_s, self.description.workload.step_s, workers),
         )
 

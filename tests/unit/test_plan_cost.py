@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from search_worlds import History, context, space_of
+from strategies import plain_gpu
 
 from autotune.search.cost import Costs, min_blocks, window_s
 from autotune.search.knowledge import Knowledge
@@ -161,3 +162,31 @@ def test_the_time_left_bounds_how_long_a_challenger_may_go_on():
             caps.append(move.spec.window_cap_s / move.spec.window_s)
     assert caps[-1] == pytest.approx(2.5)
     assert all(1.0 <= cap <= 2.5 for cap in caps)
+
+
+def on_gpu(**changes):
+    """The space of a workload on a GPU, and a history in which its steps warm up in 0.2 s."""
+    space = space_of(device="cuda", gpus=(plain_gpu(),), **changes)
+    history = History().ran(space.yours, 100, "yours", warmup_s=0.2, wall_s=3.0)
+    return space, history.ran(space.settings(num_workers=1), 150, warmup_s=0.2, wall_s=3.0)
+
+
+def test_finals_warm_an_accelerator_for_a_second():
+    """Its clocks rise with load; a CPU is not kept waiting, and neither are the trials of the search."""
+    space, history = on_gpu()
+    costs = costs_of(history, space)
+    assert costs.final_spec(space.yours, 0).least_warm_s == 1.0
+    assert costs.search_spec(space.settings(num_workers=2), "joint", "").least_warm_s == 0.0
+    plain = space_of()
+    assert costs_of(History().opened(plain), plain).final_spec(plain.yours, 0).least_warm_s == 0.0
+
+
+def test_that_second_is_in_what_a_final_is_expected_to_cost():
+    """Less what steps warm up for anyway, and not twice once a final of these settings has run."""
+    space, history = on_gpu()
+    costs = costs_of(history, space)
+    spec = costs.final_spec(space.yours, 0)
+    without = replace(spec, least_warm_s=0.0)
+    assert costs.predicted_s(spec) - costs.predicted_s(without) == pytest.approx(0.8)
+    known = costs_of(history.ran(space.yours, 100, "final", pair=0, fresh=True, warmup_s=1.0), space)
+    assert known.predicted_s(spec) == pytest.approx(known.predicted_s(without))
