@@ -35,18 +35,20 @@ from autotune.testing import FakeClock, FakeRunner, fake_description
 from autotune.trial import Measurement, Mode, Trial, TrialSpec
 
 BUDGET_S = 600.0
+SEARCH_S = 150.0
+"""About what a search takes of that; the drift is over it, and over with it."""
 RUNS = 60
 SIZE = 0.10
 SPREAD = 0.04
 """Standard deviation of what each value of a knob does to the log rate."""
 
 Speed = Callable[[float, float], float]
-"""From the part of the budget that is over, and a chance number in 0 to 1, to the machine's log speed."""
+"""From the part of `SEARCH_S` that is over, and a chance number in 0 to 1, to the machine's log speed."""
 SPEEDS: dict[str, Speed] = {
     "steady": lambda part, at: 0.0,
     "slower": lambda part, at: -SIZE * part,
     "faster": lambda part, at: SIZE * part,
-    "step down": lambda part, at: -SIZE * (part > 0.1 + 0.4 * at),
+    "step down": lambda part, at: -SIZE * (part > 0.1 + 0.8 * at),
     "wave": lambda part, at: SIZE / 2 * math.sin(2 * math.pi * (part + at)),
 }
 
@@ -72,7 +74,7 @@ class World:
 
     def rate(self, settings: Settings, mode: Mode) -> float:
         """Samples/s at this moment."""
-        log_speed = self.speed(self.clock() / BUDGET_S, self.at)
+        log_speed = self.speed(min(self.clock() / SEARCH_S, 1.0), self.at)
         return 400.0 * math.exp(self.gain(settings) + log_speed) * (1.0 if mode == "full" else 1.5)
 
     def search(self) -> Knowledge:
@@ -132,6 +134,7 @@ def played(seed: int, speed: Speed, noise: float) -> dict[str, Any]:
         "gain": gains[know.incumbent],
         "behind": max(gains.values()) - gains[know.incumbent],
         "trials": len(know.history),
+        "search_s": world.clock(),
         "references": len(know.full[know.yours]) - 1,
         "steady": know.drift.steady,
     }
