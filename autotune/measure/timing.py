@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from autotune.measure.device import DeviceClock, resident_bytes
+from autotune.measure.device import DeviceClock
+from autotune.measure.enough import Answer, compared
 from autotune.measure.feed import Feed
 from autotune.measure.load import LoadMeter
+from autotune.measure.memory import MemoryMeter
 from autotune.measure.steady import mark_transient
 from autotune.trial import Block, Measurement, Stopped, TrialSpec, steady_blocks
 
@@ -22,6 +24,8 @@ _LONG_BLOCK = 2.0
 """A block may overrun by this factor: a bad guess of the step's length must not cost minutes."""
 _SLOW_WINDOW = 3.0
 """A window may overrun by this factor to complete its blocks; then two are enough."""
+_ROOM = 3.0
+"""Past its window a trial goes on only while so many further blocks would fit before its deadline."""
 
 
 class DivergedError(Exception):
@@ -37,13 +41,27 @@ class WarmUp:
     """What the steps before the timed ones showed."""
 
     elapsed_s: float
+    """Seconds until the step time had settled."""
     step_s: float
     """Seconds of the last step."""
     first_loss: float | None
 
 
-def warm_up(step: Step, batch: Any, clock: DeviceClock, *, deadline: float, at_most_s: float = 5.0) -> WarmUp:
+def warm_up(
+    step: Step,
+    batch: Any,
+    clock: DeviceClock,
+    *,
+    deadline: float,
+    at_most_s: float = 5.0,
+    least_s: float = 0.0,
+) -> WarmUp:
     """Run steps on one held batch until the step time has settled: kernels chosen, memory allocated.
+
+    Args:
+        at_most_s: without settling.
+        least_s: with steps that go on after it has settled, for clocks that rise with load. They are no part
+            of `elapsed_s`: training pays them with steps of its own.
 
     Raises:
         OutOfTimeError: at `deadline`, a reading of `time.perf_counter`.
@@ -52,7 +70,7 @@ def warm_up(step: Step, batch: Any, clock: DeviceClock, *, deadline: float, at_m
     first: float | None = None
     best = last = math.inf
     for count in range(1, 7):
-        before = _in_time(deadline)
+        before = in_time(deadline)
         loss = step(batch)
         clock.synchronize()
         last = time.perf_counter() - before
@@ -62,7 +80,13 @@ def warm_up(step: Step, batch: Any, clock: DeviceClock, *, deadline: float, at_m
         best = min(best, last)
         if (count >= 2 and settled) or (count >= 2 and time.perf_counter() - started > at_most_s):
             break
-    return WarmUp(elapsed_s=time.perf_counter() - started, step_s=last, first_loss=first)
+    settled_s = time.perf_counter() - started
+    while time.perf_counter() - started < least_s:
+        before = in_time(deadline)
+        step(batch)
+        clock.synchronize()
+        last = time.perf_counter() - before
+    return WarmUp(elapsed_s=settled_s, step_s=last, first_loss=first)
 
 
 class BlockTimer:
@@ -77,6 +101,7 @@ class BlockTimer:
         self._clock = clock
         self._workers = max(1, num_workers)
         self._load = LoadMeter()
+        self.memory = MemoryMeter()
         self.last_loss: float | None = None
 
     def discard(self, at_most_s: float) -> float:
@@ -111,7 +136,7 @@ class BlockTimer:
         samples, wait_s, loss = 0, 0.0, None
         started = time.perf_counter()
         for done in range(steps):
-            before = _in_time(self._deadline)
+            before = in_time(self._deadline)
             if before - started > at_most_s and done % self._workers == 0:
                 steps = done
                 break
@@ -124,8 +149,10 @@ class BlockTimer:
         elapsed_s = time.perf_counter() - started
         away_s = sum(self._feed.restarts_s[restarted:])
         gpu = self._clock.gpu_state()
-        self._check(loss)
+        loss_value = finite(loss)
+        self.last_loss = self.last_loss if loss_value is None else loss_value
         load = self._load.stop()
+        self.memory.sample()
         return Block(
             steps=steps,
             samples=samples,
@@ -147,20 +174,37 @@ class BlockTimer:
         """Steps that take about `block_s`, a multiple of the workers: they deliver in bursts of that many."""
         return max(1, math.ceil(block_s / max(step_s, 1e-9) / self._workers)) * self._workers
 
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether so much can be run before the deadline."""
+        return time.perf_counter() + seconds < self._deadline
+
     def _one(self) -> None:
-        _in_time(self._deadline)
+        in_time(self._deadline)
         batch, _ = self._feed.next()
         if self._step is not None:
             self._step(batch)
 
-    def _check(self, loss: Any) -> None:
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            self.last_loss = float(loss)
-            if not math.isfinite(self.last_loss):
-                raise DivergedError(f"the loss became {self.last_loss}")
+
+def finite(loss: Any) -> float | None:
+    """The loss as a number, which waits for the device; None for what is no single number.
+
+    Raises:
+        DivergedError: where it is NaN or infinite.
+    """
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        return None
+    value = float(loss)
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss became {value}")
+    return value
 
 
-def _in_time(deadline: float) -> float:
+def in_time(deadline: float) -> float:
+    """The reading of `time.perf_counter` now.
+
+    Raises:
+        OutOfTimeError: when it is past `deadline`.
+    """
     now = time.perf_counter()
     if now > deadline:
         raise OutOfTimeError
@@ -178,10 +222,16 @@ def _marks(*, retried: bool, busy: bool, throttled: bool, restarted: bool) -> tu
 
 
 def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[tuple[Block, ...], Stopped]:
-    """Blocks until the window is full, or two show that this is far behind the incumbent."""
+    """Blocks until what the trial was run for is known.
+
+    Without `compare_with` that takes one window, unless two blocks show that this is far behind the
+    incumbent. With it the trial ends as soon as it is surely below (`measure/enough.py`), and goes on past
+    its window, up to `window_cap_s` and while there is time, as long as that is open.
+    """
     block_s = spec.window_s / spec.min_blocks
     steps = timer.steps_per_block(step_s, block_s)
     least = spec.give_up_below or 0.0
+    cap_s = max(spec.window_s, spec.window_cap_s or 0.0)
     blocks: list[Block] = []
     elapsed_s = 0.0
     while True:
@@ -192,10 +242,18 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
             steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
         if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
             return tuple(blocks), "gave_up"
-        if len(blocks) >= spec.min_blocks and elapsed_s >= spec.window_s:
+        answer: Answer = "near" if spec.compare_with is None else compared(blocks, spec.compare_with)
+        if answer == "below":
+            return mark_transient(blocks), "gave_up"
+        goes_on = answer == "open" and elapsed_s < cap_s and timer.has_time_for(_ROOM * block.elapsed_s)
+        if not goes_on and _window_is_over(len(blocks), elapsed_s, spec):
             return mark_transient(blocks), "window"
-        if len(blocks) >= 2 and elapsed_s >= _SLOW_WINDOW * spec.window_s:
-            return mark_transient(blocks), "window"
+
+
+def _window_is_over(blocks: int, elapsed_s: float, spec: TrialSpec) -> bool:
+    if blocks >= spec.min_blocks and elapsed_s >= spec.window_s:
+        return True
+    return blocks >= 2 and elapsed_s >= _SLOW_WINDOW * spec.window_s
 
 
 def excess_start_s(first_batch_s: float, blocks: tuple[Block, ...]) -> float:
@@ -224,7 +282,7 @@ def measurement(
         startup_s=startup_s,
         restart_s=restart_s,
         peak_device_bytes=clock.peak_bytes(),
-        peak_host_bytes=resident_bytes(),
+        peak_host_bytes=timer.memory.peak_bytes,
         first_loss=warm.first_loss if warm is not None else None,
         last_loss=timer.last_loss,
         wall_s=wall_s,

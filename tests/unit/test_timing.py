@@ -109,6 +109,32 @@ def test_warm_up_ends_when_the_step_has_settled() -> None:
     assert warm.first_loss == 1.0
 
 
+def test_warm_up_goes_on_for_as_long_as_asked() -> None:
+    """The steps after it has settled are run, and are no cost of the start."""
+    ran: list[float] = []
+
+    def step(batch: Any) -> torch.Tensor:
+        ran.append(time.perf_counter())
+        time.sleep(0.002)
+        return torch.tensor(1.0)
+
+    started = time.perf_counter()
+    warm = warm_up(step, None, DeviceClock(torch.device("cpu")), deadline=NEVER, least_s=0.2)
+    assert time.perf_counter() - started >= 0.2
+    assert len(ran) > 6
+    assert warm.elapsed_s <= ran[6] - started
+
+
+def test_memory_is_looked_at_after_each_block() -> None:
+    """Once for each, at its edge."""
+    timer = timer_of(HeldFeed(None, 4))
+    looked: list[int] = []
+    timer.memory.sample = lambda: looked.append(1)  # type: ignore[method-assign]
+    for _ in range(3):
+        timer.block(2, NEVER)
+    assert len(looked) == 3
+
+
 def test_a_start_costs_what_it_takes_beyond_an_ordinary_wait() -> None:
     """Without workers the first batch takes as long as any other: starting is free."""
     blocks = (Block(steps=10, samples=40, elapsed_s=2.0, wait_s=1.0),)
