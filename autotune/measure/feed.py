@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autotune.errors import DatasetError, DatasetTooSmallError
 from autotune.measure import batches
-from autotune.measure.loaders import LoaderParts, build_endless, end_workers
+from autotune.measure.loaders import LoaderParts, build_endless, build_over, end_workers
 from autotune.settings import LoaderSettings
 
 
@@ -28,6 +30,7 @@ class LoaderFeed:
         self._ended = False
         self._iterator: Any = None
         self._fetched: list[Any] = []
+        self._handed: int | None = None
 
     def start(self) -> None:
         """Start the workers and fetch the first batch, which `next` hands out.
@@ -55,6 +58,7 @@ class LoaderFeed:
         Raises:
             DatasetError: for a stream that gives nothing the second time.
         """
+        self._handed = None
         if self._fetched:
             batch = self._fetched.pop()
         else:
@@ -62,7 +66,8 @@ class LoaderFeed:
                 batch = next(self._iterator)
             except StopIteration:
                 batch = self._restart()
-        return batch, self._samples(batch)
+        self._handed = self._samples(batch)
+        return batch, self._handed
 
     def _restart(self) -> Any:
         started = time.perf_counter()
@@ -112,12 +117,80 @@ class LoaderFeed:
         """Indices of the batch that was due when a fetch raised."""
         return list(self.endless.pending[0]) if self.endless is not None and self.endless.pending else []
 
+    @property
+    def place(self) -> str:
+        """That the batch due or in use is the last of an epoch, where its size tells; else empty."""
+        count = self._handed if self._handed is not None else len(self.failing_indices())
+        ordinary = self.parts.batch_sampler is None and self.settings.batch_size is not None
+        return last_batch(count) if ordinary and 0 < count < (self.settings.batch_size or 0) else ""
+
     def close(self) -> None:
         """End the workers now."""
         if not self._ended:
             self._ended = True
             end_workers(self._iterator, self.loader)
             self._iterator = None
+
+
+class TailFeed:
+    """A few batches, epoch after epoch, from a loader that truly ends after each.
+
+    Args:
+        parts: of a dataset that is no stream.
+        settings: as for every loader of a trial.
+        wanted: the batches, as `loaders.epoch_batches` gives them.
+    """
+
+    def __init__(self, parts: LoaderParts, settings: LoaderSettings, wanted: Sequence[Any]) -> None:
+        self.settings = settings
+        self.place = ""
+        """Which batch of which epoch is due or in use, a phrase."""
+        self._wanted = wanted
+        self._epochs = 0
+        self._due: deque[list[Any]] = deque()
+        self._iterator: Any = None
+        self.loader = build_over(parts, settings, wanted)
+
+    def epoch(self) -> Iterator[Any]:
+        """The batches of one epoch. Workers start and end with it, or live on, as the settings say."""
+        self._due = deque(_listed(indices) for indices in self._wanted)
+        self._look()
+        self._iterator = iter(self.loader)
+        for batch in self._iterator:
+            if self._due:
+                self._due.popleft()
+            yield batch
+            self._look()
+        self._epochs += 1
+
+    def _look(self) -> None:
+        if len(self._due) == 1:
+            # Where the dataset makes the batches, an index says nothing of how large they are.
+            self.place = last_batch(len(self._due[0]) if self.settings.batch_size is not None else None)
+        elif self._epochs and len(self._due) == len(self._wanted):
+            self.place = "in the first batch of the next epoch"
+        else:
+            self.place = "near the end of an epoch"
+
+    def failing_indices(self) -> list[int]:
+        """Indices of the batch that was due when a fetch raised."""
+        return self._due[0] if self._due else []
+
+    def close(self) -> None:
+        """End the workers now."""
+        end_workers(self._iterator, self.loader)
+        self._iterator = None
+
+
+def _listed(indices: Any) -> list[Any]:
+    return list(indices) if isinstance(indices, (list, tuple)) else [indices]
+
+
+def last_batch(samples: int | None) -> str:
+    """`in the last batch of an epoch (1 sample)`: how failures there begin."""
+    if samples is None:
+        return "in the last batch of an epoch"
+    return f"in the last batch of an epoch ({samples} sample{'s' if samples != 1 else ''})"
 
 
 def _described(parts: LoaderParts, settings: LoaderSettings) -> str:
@@ -131,6 +204,7 @@ class HeldFeed:
     first_batch_s = 0.0
     in_flight = 0
     epochs = 0
+    place = ""
 
     def __init__(self, batch: Any, samples: int) -> None:
         self._batch = batch

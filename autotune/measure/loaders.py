@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -296,28 +296,46 @@ def build_endless(
     parts: LoaderParts, settings: LoaderSettings
 ) -> tuple[DataLoader[Any], EndlessBatches | None]:
     """A loader that never runs out, and its sampler; a stream has an end and no sampler (None)."""
-    if settings.num_workers > 0 and not by_value.workers_fork(parts.multiprocessing_context):
-        parts = replace(
-            parts,
-            dataset=by_value.travelling_dataset(parts.dataset),
-            collate_fn=by_value.travelling_function(parts.collate_fn),
-            worker_init_fn=by_value.travelling_function(parts.worker_init_fn),
-        )
+    if not parts.iterable:
+        endless = EndlessBatches(epoch_batches(parts, settings))
+        return build_over(parts, settings, endless), endless
+    parts = _travelling(parts, settings)
     kwargs = _common(parts, settings)
-    if parts.iterable:
-        kwargs["batch_size"] = settings.batch_size
-        if settings.batch_size is not None:
-            kwargs["drop_last"] = parts.drop_last
-        return DataLoader(parts.dataset, **kwargs), None
+    kwargs["batch_size"] = settings.batch_size
+    if settings.batch_size is not None:
+        kwargs["drop_last"] = parts.drop_last
+    return DataLoader(parts.dataset, **kwargs), None
+
+
+def epoch_batches(parts: LoaderParts, settings: LoaderSettings) -> Iterable[Any]:
+    """What an epoch asks of a dataset that is no stream: lists of indices; one where it makes the batches."""
     if parts.batch_sampler is not None:
-        endless = EndlessBatches(parts.batch_sampler)
-        return DataLoader(parts.dataset, batch_sampler=endless, **kwargs), endless
+        return parts.batch_sampler
     sampler = parts.sampler if parts.sampler is not None else _sampler(parts)
     if settings.batch_size is None:
-        endless = EndlessBatches(sampler)
-        return DataLoader(parts.dataset, sampler=endless, batch_size=None, **kwargs), endless
-    endless = EndlessBatches(BatchSampler(sampler, settings.batch_size, parts.drop_last))
-    return DataLoader(parts.dataset, batch_sampler=endless, **kwargs), endless
+        return sampler
+    return BatchSampler(sampler, settings.batch_size, parts.drop_last)
+
+
+def build_over(parts: LoaderParts, settings: LoaderSettings, wanted: Iterable[Any]) -> DataLoader[Any]:
+    """A loader of just these batches, each as `epoch_batches` gives it, for a dataset that is no stream."""
+    parts = _travelling(parts, settings)
+    kwargs = _common(parts, settings)
+    if parts.batch_sampler is None and settings.batch_size is None:
+        return DataLoader(parts.dataset, sampler=wanted, batch_size=None, **kwargs)
+    return DataLoader(parts.dataset, batch_sampler=wanted, **kwargs)
+
+
+def _travelling(parts: LoaderParts, settings: LoaderSettings) -> LoaderParts:
+    """The parts as workers can be given them, where those start from nothing."""
+    if settings.num_workers == 0 or by_value.workers_fork(parts.multiprocessing_context):
+        return parts
+    return replace(
+        parts,
+        dataset=by_value.travelling_dataset(parts.dataset),
+        collate_fn=by_value.travelling_function(parts.collate_fn),
+        worker_init_fn=by_value.travelling_function(parts.worker_init_fn),
+    )
 
 
 def _sampler(parts: LoaderParts) -> Sampler[int]:

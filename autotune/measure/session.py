@@ -19,11 +19,22 @@ from torch.optim import Optimizer
 
 from autotune.errors import AutotuneError, BaselineError, ModelError, UsageError
 from autotune.facts import MachineFacts
-from autotune.measure import batches, flags, limits, loaders, losses, models, optimizers, survey, timing
+from autotune.measure import (
+    batches,
+    edge,
+    flags,
+    limits,
+    loaders,
+    losses,
+    models,
+    optimizers,
+    survey,
+    timing,
+)
 from autotune.measure.classify import classify
 from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
-from autotune.measure.feed import Feed, HeldFeed, LoaderFeed
+from autotune.measure.feed import Feed, HeldFeed, LoaderFeed, TailFeed
 from autotune.measure.seam import Description
 from autotune.measure.stepkit import StepKit, is_channels_last
 from autotune.settings import Settings
@@ -211,7 +222,7 @@ class Session:
         """One trial. Exceptions of the user's code become a Failure; global state is put back."""
         started = time.perf_counter()
         kills = limits.oom_kills()
-        self._feed: Feed | None = None
+        self._feed: Feed | TailFeed | None = None
         failure: Failure | None = None
         try:
             with flags.preserved():
@@ -227,22 +238,22 @@ class Session:
                 failure = classify(error, phase=spec.mode, oom_killed=limits.oom_kills() > kills)
         finally:
             with _deaf_to_workers():
-                indices = self._close_feed()
+                feed = self._close_feed()
         # Only here, outside of `except`, are the failed frame's tensors free to go.
+        indices = [] if feed is None else feed.failing_indices()
         if failure.kind == "user_error" and indices and failure.sample_index is None:
             failure = replace(failure, sample_index=survey.failing_index(self.parts, indices))
+        failure, feed = edge.placed(failure, feed), None  # it may hold a batch on the device
         if failure.kind not in ("sticky_cuda",):
             self.restore()
             self.clock.reset()
         return replace(failure, wall_s=time.perf_counter() - started)
 
-    def _close_feed(self) -> list[int]:
+    def _close_feed(self) -> Feed | TailFeed | None:
         feed, self._feed = self._feed, None
-        if feed is None:
-            return []
-        indices = feed.failing_indices()
-        feed.close()
-        return indices
+        if feed is not None:
+            feed.close()
+        return feed
 
     def _measure(self, spec: TrialSpec, started: float) -> Measurement:
         deadline = started + spec.timeout_s
@@ -251,7 +262,9 @@ class Session:
             return self._measure_loader(spec, started)
         kit = self.make_kit(spec.settings)
         held, samples = self.held_batch(spec.settings.loader.batch_size)
-        warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline)
+        # On a CPU the clock rises within milliseconds, and nothing has to be waited for.
+        least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
+        warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline, least_s=least_s)
         if spec.mode == "full" and self.parts is not None:
             feed = self._start_feed(self.parts, spec)
         else:
@@ -261,7 +274,25 @@ class Session:
         timer = timing.BlockTimer(kit.step, feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s) if spec.mode == "full" else warm.step_s
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
-        return self._put_together(spec, timer, blocks, stopped, warm, started)
+        found = self._put_together(spec, timer, blocks, stopped, warm, started)
+        if not spec.epoch_edge or stopped == "gave_up":
+            return found
+        self._cross_epoch(spec, kit.step, deadline)
+        peak = self.clock.peak_bytes()
+        return replace(found, peak_device_bytes=peak, wall_s=time.perf_counter() - started)
+
+    def _cross_epoch(self, spec: TrialSpec, step: timing.Step, deadline: float) -> None:
+        """Steps across the end of an epoch; none for a loop without a loader."""
+        feed, loader = self._feed, spec.settings.loader
+        if not isinstance(feed, LoaderFeed):
+            return
+        if feed.parts.iterable:
+            edge.cross_stream(step, feed, self.clock, deadline, at_most_s=spec.window_s)
+            return
+        with _deaf_to_workers():
+            self._close_feed()  # its workers would hold memory that training does not need
+        self._feed = tail = TailFeed(feed.parts, loader, edge.epoch_tail(feed.parts, loader))
+        edge.cross(step, tail, self.clock, deadline)
 
     def _measure_loader(self, spec: TrialSpec, started: float) -> Measurement:
         if self.parts is None:
@@ -287,7 +318,8 @@ class Session:
         warm: timing.WarmUp | None,
         started: float,
     ) -> Measurement:
-        assert self._feed is not None, "measured from a feed"
+        assert isinstance(self._feed, (LoaderFeed, HeldFeed)), "measured from a feed"
+        timer.memory.finish()
         startup_s = timing.excess_start_s(self._feed.first_batch_s, blocks)
         restart_s = startup_s
         # Batches in flight have to be taken first: not at the price of the whole trial's running out of time.
