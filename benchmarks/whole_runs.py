@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ class WholeRun:
     """From before the DataLoader was made to the end of the last step."""
     foreign_cpus: float | None = None
     """CPUs that other processes kept busy meanwhile."""
+    page_faults: int = 0
+    """Pages of memory that the training process had to ask for: the allocator gave them back before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,18 +143,24 @@ def train(workload: Workload, settings: Settings, epochs: int) -> WholeRun:
     ) as kit:
         meter = LoadMeter()
         meter.start()
+        faults = _page_faults()
         started_s = time.perf_counter()
         loader = build_loader(parts, settings.loader)
         seen = [_epoch(loader, kit) for _ in range(epochs)]
         total_s = time.perf_counter() - started_s - seen[-1].closing_s
-        load = meter.stop()
+        load, faults = meter.stop(), _page_faults() - faults
     return WholeRun(
         samples=len(parts.dataset),
         settings=settings,
         epochs=tuple(seen),
         total_s=total_s,
         foreign_cpus=load.foreign_cpus,
+        page_faults=faults,
     )
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _epoch(loader: Any, kit: Kit) -> Epoch:
