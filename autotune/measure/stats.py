@@ -19,7 +19,7 @@ BOOTSTRAP_FROM = 8
 
 OUTLIERS_FROM = 6
 """Pairs from which one can be called an outlier."""
-FAR_SPREADS = 5.0
+FAR_SPREADS = 4.0
 """Robust standard deviations from the median beyond which a pair is an outlier."""
 FAR_LOG = 0.05
 """Log ratios nearer to the median than this are none, however close the others lie together."""

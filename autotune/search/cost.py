@@ -19,7 +19,8 @@ _FINALS_SHARE = 0.5
 _FRESH_PAIRS = 5
 MIN_PAIRS = 4
 """Pairs without which no win is declared."""
-MAX_PAIRS = 12
+MAX_PAIRS = 15
+"""Pairs that are run at most, where it is not decided and time is left: outliers take some of them."""
 MIN_BLOCKS = 4
 _FRESH_SHARE = 0.5
 """`_FRESH_PAIRS` in fresh processes may take this part of what is left after *yours* has run."""
