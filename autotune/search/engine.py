@@ -17,6 +17,7 @@ from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured
 from autotune.search.finals import candidates, judged, worths
+from autotune.search.headroom import headroom_notes
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import Listener
 from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
@@ -254,14 +255,14 @@ class _Session:
             trials=tuple(self.history),
             recipe=_recipe(self.space, verdict.winner, self.options.epochs),
             stop_reason=reason,
-            notes=(*self.description.notes, *self._notes()),
+            notes=(*self.description.notes, *self._notes(know, verdict)),
             epochs=self.options.epochs,
             elapsed_s=self.elapsed_s(),
             budget_s=self.options.budget_s,
             study=self.options.storage or "",
         )
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, know: Knowledge, verdict: Verdict) -> tuple[str, ...]:
         notes = []
         if self.options.resume and self.earlier:
             notes.append(f"resumed the study `{self.store.name}` with {self.earlier} trials")
@@ -274,9 +275,9 @@ class _Session:
         if 2 * disturbed > count:
             why = ", ".join(_disturbances(finals))
             notes.append(f"{disturbed} of {count} finals were disturbed: {why}")
-        know = self._know()
         if know.yours in know.full:
             notes.extend(edge_notes(know, Costs(know)))
+            notes.extend(headroom_notes(know, verdict.winner))
         return tuple(notes)
 
 

@@ -39,7 +39,7 @@ def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
         for s in dict.fromkeys([know.incumbent, *ranked])
         if s not in failed
         and s != know.yours
-        and not know.gave_up(s)
+        and not know.ruled_out(s)
         and know.rate(s) > NOTICEABLE * know.rate(know.yours)
     ]
     time_s = know.ctx.remaining_s + sum(t.measurement.wall_s for t in finals if t.measurement is not None)
@@ -129,6 +129,11 @@ def next_challenge(know: Knowledge, costs: Costs) -> TrialSpec | None:
 def judged(know: Knowledge, costs: Costs) -> Verdict:
     """The verdict on the finals so far; *yours* is kept when nothing met it."""
     met = {t.settings: None for t in finals_of(know) if t.settings != know.yours}
+    cramped = [settings for settings in met if know.no_room(settings)]
+    met = {settings: None for settings in met if settings not in cramped}
+    if cramped and not met:
+        sentence = "yours stays: what was faster left next to none of the GPU's memory free"
+        return Verdict(kind="kept", winner=know.yours, sentence=sentence)
     if met:
         verdict = judge(
             know.yours,

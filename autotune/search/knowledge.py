@@ -11,7 +11,7 @@ from typing import Literal
 from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
 from autotune.space.candidates import Space
-from autotune.space.rules import simplicity
+from autotune.space.rules import accelerator, simplicity
 from autotune.trial import Measurement, Trial
 
 MIN_GAIN = 0.005
@@ -26,6 +26,8 @@ RACE_BEHIND = 0.7
 """The same below; less, because most moves bring nothing, and measuring that again finds nothing."""
 RACE_LEAD = 0.06
 """A lead beyond this is not measured again, however few the runs."""
+NO_ROOM = 0.01
+"""Settings that leave less than this part of the GPU's memory free do not win over others."""
 
 _SEARCH = ("yours", "joint", "sampled")
 
@@ -162,10 +164,30 @@ class Knowledge:
             t.measurement is not None and t.measurement.stopped == "gave_up" for t in self.full[settings]
         )
 
+    def peak_bytes(self, settings: Settings) -> int | None:
+        """The most device memory that any run of these settings reserved; None where it was not seen."""
+        found = [t.measurement for t in self.history if t.settings == settings and t.measurement is not None]
+        return max((m.peak_device_bytes for m in found if m.peak_device_bytes is not None), default=None)
+
+    def free_share(self, settings: Settings) -> float | None:
+        """Part of the GPU's memory that these settings left free at their peak; None where not known."""
+        gpu = accelerator(self.ctx.space.machine, self.ctx.space.workload)
+        peak = self.peak_bytes(settings) if gpu is not None else None
+        return None if gpu is None or peak is None else 1 - peak / gpu.memory_bytes
+
+    def no_room(self, settings: Settings) -> bool:
+        """Whether these settings leave the GPU next to no memory where *yours* does not."""
+        free, yours = self.free_share(settings), self.free_share(self.yours)
+        return free is not None and free < NO_ROOM and (yours is None or yours >= NO_ROOM)
+
+    def ruled_out(self, settings: Settings) -> bool:
+        """Whether these settings can be neither the incumbent nor a candidate."""
+        return self.gave_up(settings) or self.no_room(settings)
+
     def _climb(self, order: Sequence[Settings]) -> Settings:
         incumbent = order[0]
         for challenger in order[1:]:
-            if self.gave_up(challenger):
+            if self.ruled_out(challenger):
                 continue
             lead, error = self.lead(challenger, incumbent)
             simpler = simplicity(challenger) < simplicity(incumbent)
@@ -182,7 +204,7 @@ class Knowledge:
     def race(self) -> Settings | None:
         """What to measure again because the newest settings are too close to the incumbent to tell."""
         order = list(self.full)
-        if len(order) < 2 or self.gave_up(order[-1]):
+        if len(order) < 2 or self.ruled_out(order[-1]):
             return None
         challenger, incumbent = order[-1], self._climb(order[:-1])
         lead, error = self.lead(challenger, incumbent)
