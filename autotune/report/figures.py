@@ -62,6 +62,17 @@ def rival(outcome: Outcome) -> Settings | None:
     return min(ratios, key=lambda settings: abs(math.log(ratios[settings] / value)))
 
 
+def break_even_s(outcome: Outcome) -> float | None:
+    """Seconds of training with the winner after which it has saved what the tuning took; None without one.
+
+    In t seconds the winner does what takes *yours* t * ratio, so that is elapsed_s / (ratio - 1).
+    """
+    ratio = outcome.verdict.ratio
+    if outcome.verdict.kind != "faster" or ratio is None or not outcome.elapsed_s:
+        return None
+    return outcome.elapsed_s / (ratio.value - 1)
+
+
 def failures(trials: Sequence[Trial]) -> tuple[Failures, ...]:
     """The failed trials by kind, the most frequent first."""
     by_kind: dict[FailureKind, list[Failure]] = {}

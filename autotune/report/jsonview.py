@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.codec import encode
 from autotune.outcome import Outcome
-from autotune.report.figures import failures, rival, sides
+from autotune.report.figures import break_even_s, failures, rival, sides
 from autotune.settings import Settings
 
 
@@ -35,6 +35,7 @@ def outcome_json(outcome: Outcome, *, version: str = "", saved: str = "") -> dic
         "yours": {"settings": encode(outcome.yours), "measured": encode(yours)},
         "best": {"settings": encode(outcome.best), "measured": encode(other if changed else yours)},
         "tried": _tried(shown, encode(other)) if shown is not None and changed is None else None,
+        "break_even_s": break_even_s(outcome),
         "worth": encode(outcome.worth),
         "kept": encode(outcome.kept),
         "ceilings": {

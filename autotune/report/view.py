@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from autotune.facts import MachineFacts
 from autotune.outcome import Kept, Outcome, VerdictKind
 from autotune.profile import schema
-from autotune.report.figures import Failures, failures, rival, sides
+from autotune.report.figures import Failures, break_even_s, failures, rival, sides
 from autotune.report.rows import Comparison, Row, Side, settings_rows, summary_rows
-from autotune.report.words import count_text, failure_text, value_text
+from autotune.report.words import count_text, failure_text, rate_text, value_text
 from autotune.settings import Settings
 from autotune.units import format_bytes, format_duration, format_rate
 
@@ -87,7 +87,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
             has_loader=workload.has_loader,
         ),
         summary=summary,
-        remarks=_remarks(outcome, changed=changed),
+        remarks=_remarks(outcome),
         kept=_kept(outcome.kept),
         failures=tuple(_failure_remark(group) for group in failed),
         notes=outcome.notes,
@@ -224,7 +224,7 @@ def _best_label(kind: VerdictKind, *, changed: bool, shown: Settings | None) -> 
     return "tried" if shown is not None else ""
 
 
-def _remarks(outcome: Outcome, *, changed: bool) -> tuple[str, ...]:
+def _remarks(outcome: Outcome) -> tuple[str, ...]:
     remarks = []
     ceilings = [
         f"{label} reaches {format_rate(rate)} samples/s"
@@ -236,11 +236,12 @@ def _remarks(outcome: Outcome, *, changed: bool) -> tuple[str, ...]:
     ]
     if ceilings:
         remarks.append(f"With your settings {' and '.join(ceilings)}.")
-    if not outcome.workload.has_loader:
+    if outcome.workload.has_loader:
+        remarks.append(rate_text(outcome.workload.dataset_samples, outcome.epochs))
+    else:
         remarks.append("There is no DataLoader here: only the compute side was tuned.")
-    ratio = outcome.verdict.ratio
-    if changed and outcome.verdict.kind == "faster" and ratio is not None and outcome.elapsed_s:
-        after_s = outcome.elapsed_s / (ratio.value - 1)
+    after_s = break_even_s(outcome)
+    if after_s is not None:
         remarks.append(f"Tuning pays back after {format_duration(after_s)} of training.")
     return tuple(remarks)
 

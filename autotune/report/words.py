@@ -67,3 +67,12 @@ def left_text(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def rate_text(samples: int | None, epochs: int | None) -> str:
+    """What `samples/s` counts in: a sentence."""
+    if not samples:
+        return "samples/s is the steady rate: the length of an epoch is not known."
+    if epochs is None:
+        return "samples/s is the steady rate with one restart of the loader per epoch."
+    return f"samples/s is over {count_text(epochs, 'epoch')}, the start and every restart included."

@@ -11,7 +11,7 @@ import report_samples as samples
 
 from autotune.outcome import Interval, Verdict
 from autotune.profile.schema import profile_of
-from autotune.report.figures import failures, rival, sides
+from autotune.report.figures import break_even_s, failures, rival, sides
 from autotune.report.jsonview import outcome_json
 from autotune.report.view import View, device_text, view_of, view_of_profile
 from autotune.report.words import change_text, left_text, value_text
@@ -218,3 +218,22 @@ def test_json_of_a_kept_run_says_what_was_tried() -> None:
     assert data["changed"] == {}
     assert data["tried"]["settings"]["loader"]["num_workers"] == 2
     assert data["best"]["measured"] == data["yours"]["measured"]
+
+
+def test_tuning_pays_back_when_it_has_saved_what_it_took() -> None:
+    """521 s of tuning for 1.92x: 566 s of training do what takes 1,087 s with *yours*."""
+    assert break_even_s(samples.won()) == pytest.approx(521 / (791 / 412 - 1))
+    assert outcome_json(samples.won())["break_even_s"] == break_even_s(samples.won())
+    assert break_even_s(samples.kept()) is None
+
+
+def test_the_report_says_what_its_rates_count_in() -> None:
+    """Without `epochs` one restart per epoch; with it every start; without a length the steady rate."""
+    assert (
+        "samples/s is the steady rate with one restart of the loader per epoch."
+        in view_of(samples.won()).remarks
+    )
+    three = replace(samples.won(), epochs=3)
+    assert "samples/s is over 3 epochs, the start and every restart included." in view_of(three).remarks
+    stream = replace(three, workload=replace(three.workload, dataset_samples=None))
+    assert any("the length of an epoch is not known" in text for text in view_of(stream).remarks)
