@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from autotune.facts import MachineFacts, WorkloadFacts
-from autotune.measure.seam import Description
+from autotune.measure.seam import Description, GradientSpec
+from autotune.recipe.noise_scale import GradientStats, GradientStep
 from autotune.settings import LoaderSettings, Settings
 from autotune.trial import Block, Failure, Measurement, Mode, Stopped, TrialSpec
 
@@ -106,6 +107,25 @@ def _changed(description: Description, changes: dict[str, Any]) -> Description:
     return dataclasses.replace(changed, **parts["own"])
 
 
+def fake_gradients(noise: float, samples: int) -> Callable[[GradientSpec], GradientStats]:
+    """Gradients of this noise scale in micro-batches of `samples`, without chance."""
+
+    def look(spec: GradientSpec) -> GradientStats:
+        step = GradientStep(
+            mean_of_squares=1 + noise / samples,
+            square_of_mean=1 + noise / (samples * spec.micro_batches),
+        )
+        return GradientStats(
+            micro_samples=samples,
+            micro_batches=spec.micro_batches,
+            steps=(step,) * spec.steps,
+            warm_steps=spec.warm_steps,
+            from_checkpoint=spec.from_checkpoint,
+        )
+
+    return look
+
+
 class FakeRunner:
     """A Runner whose measurements come from a function; time passes on its clock alone.
 
@@ -121,6 +141,7 @@ class FakeRunner:
         warmup_s: seconds of warm-up in each trial that runs steps.
         marks: what is seen in every block of a trial, from its spec.
         edge_failures: a Failure for settings that fail across the end of an epoch alone.
+        gradients: what looking at gradients gives; a noise scale of a thousand samples when absent.
     """
 
     def __init__(  # noqa: PLR0913  # each is something that a test may want otherwise
@@ -136,11 +157,13 @@ class FakeRunner:
         warmup_s: float = 0.2,
         marks: Callable[[TrialSpec], tuple[str, ...]] = lambda spec: (),
         edge_failures: Callable[[Settings], Failure | None] = lambda settings: None,
+        gradients: Callable[[GradientSpec], GradientStats | Failure] | None = None,
     ) -> None:
         self.rate, self.failures, self.startup_s, self.warmup_s = rate, failures, startup_s, warmup_s
         self.marks, self.edge_failures = marks, edge_failures
         self.clock = clock or FakeClock()
         self.description = description or fake_description()
+        self.gradients = gradients or fake_gradients(1000.0, self.description.workload.batch_samples)
         self.specs: list[TrialSpec] = []
         """All that was asked, in order."""
         self.closed = False
@@ -168,6 +191,20 @@ class FakeRunner:
         measurement = self._measured(spec)
         wall_s = setup_s + measurement.warmup_s + measurement.startup_s + measurement.elapsed_s
         return self._end(dataclasses.replace(measurement, wall_s=wall_s), spec)
+
+    def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
+        """What the function says, after the steps that it takes."""
+        facts = self.description.workload
+        setup_s = 0.0 if self._alive else facts.setup_s
+        found = self.gradients(spec)
+        micro_batches = spec.warm_steps + spec.steps * spec.micro_batches
+        wall_s = setup_s + micro_batches * facts.step_s
+        self._alive = wall_s <= spec.timeout_s and not isinstance(found, Failure)
+        if wall_s > spec.timeout_s:
+            message = f"it did not end within {spec.timeout_s:.0f} s"
+            found, wall_s = Failure(kind="timeout", message=message), spec.timeout_s
+        self.clock.advance(wall_s)
+        return dataclasses.replace(found, wall_s=wall_s)
 
     def close(self) -> None:
         """Note that it was closed."""

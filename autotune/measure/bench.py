@@ -69,6 +69,9 @@ def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:
     if request == "describe":
         with _ended_after(argument + _GRACE_S):
             return "ok", session.describe()
+    if request == "gradients":
+        with _ended_after(argument.timeout_s + _GRACE_S):
+            return "ok", session.probe_gradients(argument)
     assert isinstance(argument, TrialSpec), "the only other request is a trial"
     with _ended_after(argument.timeout_s + _GRACE_S):
         return "ok", session.run(argument)

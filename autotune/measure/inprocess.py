@@ -14,8 +14,9 @@ from torch import nn
 from autotune.errors import ModelError
 from autotune.measure import flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
-from autotune.measure.seam import Description
+from autotune.measure.seam import Description, GradientSpec
 from autotune.measure.session import Session
+from autotune.recipe.noise_scale import GradientStats
 from autotune.trial import Failure, Measurement, TrialSpec
 from autotune.workload import Workload
 
@@ -56,6 +57,11 @@ class InProcessRunner:
         """Run `spec` here; `timeout_s` cannot be enforced without another process."""
         with flags.preserved():
             return self._ready().run(spec)
+
+    def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
+        """Sums of the copy's gradients."""
+        with flags.preserved():
+            return self._ready().probe_gradients(spec)
 
     def close(self) -> None:
         """Let the copy go."""

@@ -13,7 +13,8 @@ from autotune.measure.bench import failure_of_crash
 from autotune.measure.classify import classify_exit
 from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
 from autotune.measure.payload import Payload
-from autotune.measure.seam import Description
+from autotune.measure.seam import Description, GradientSpec
+from autotune.recipe.noise_scale import GradientStats
 from autotune.settings import Settings
 from autotune.space.rules import needs_own_process
 from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
@@ -80,11 +81,25 @@ class ProcessRunner:
         self._used = True
         if spec.mode != "loader":
             self._last_step = spec.settings
+        outcome = self._outcome(kind, value, started)
+        assert isinstance(outcome, (Measurement, Failure)), "a trial has one of two outcomes"
+        return outcome
+
+    def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
+        """Sums of the workload's gradients, taken in the bench process."""
+        started = time.monotonic()
+        kind, value = self._ask("gradients", spec, spec.timeout_s)
+        self._used, self._last_step = True, spec.settings
+        outcome = self._outcome(kind, value, started)
+        assert isinstance(outcome, (GradientStats, Failure)), "gradients are seen, or there is a reason"
+        return outcome
+
+    def _outcome(self, kind: str, value: Any, started: float) -> Any:
+        """What a reply comes to; the process goes where it may have been damaged."""
         if kind == "error":
             assert isinstance(value, AutotuneError), "errors are ours"
             return Failure(kind="user_error", message=value.what, hint=value.fix, traceback=value.detail)
         outcome = failure_of_crash(value) if kind == "crash" else value
-        assert isinstance(outcome, (Measurement, Failure)), "a trial has one of two outcomes"
         if isinstance(outcome, Failure):
             if outcome.kind in _TAINTED or kind == "crash":
                 self._drop()

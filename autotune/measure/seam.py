@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autotune.facts import MachineFacts, WorkloadFacts
+from autotune.recipe.noise_scale import GradientStats
 from autotune.settings import Settings
 from autotune.trial import Failure, Measurement, TrialSpec
 
@@ -25,6 +26,32 @@ class Description:
     """Things seen on the way that the user should know."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSpec:
+    """What a Runner is asked to look at: the user's own gradients, at one point of training."""
+
+    settings: Settings
+    """How to load and to compute, but with the user's own batch size and in float32."""
+    micro_batches: int = 4
+    """Micro-batches in a step, each of the user's own size; at least 2."""
+    steps: int = 32
+    """Steps to take sums of."""
+    warm_steps: int = 0
+    """Steps that the user's optimizer takes before."""
+    from_checkpoint: bool = False
+    """Whether the weights handed over were trained already."""
+    window_s: float = 20.0
+    """Seconds after which no further step begins, once there are enough for an interval."""
+    timeout_s: float = 120.0
+    """Wall seconds after which the bench process is ended."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.micro_batches >= 2, "noise shows between micro-batches"
+        assert self.steps >= 1, "there is no sum without a step"
+        assert self.warm_steps >= 0, "steps are counted from the weights as handed over"
+
+
 class Runner(Protocol):
     """Runs trials. Implementations never let an exception of the user's code out of `run`."""
 
@@ -38,6 +65,13 @@ class Runner(Protocol):
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """Run `spec`; blocks at most `spec.timeout_s` plus the time to end a process."""
+        ...
+
+    def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
+        """Sums of the user's own gradients; weights, buffers and random states are put back.
+
+        Gradients that give no noise scale come back as stats with a reason in `refused`.
+        """
         ...
 
     def close(self) -> None:

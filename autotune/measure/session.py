@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from autotune.measure import (
     batches,
     edge,
     flags,
+    gradients,
     limits,
     loaders,
     losses,
@@ -35,12 +36,15 @@ from autotune.measure.classify import classify
 from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed, TailFeed
-from autotune.measure.seam import Description
+from autotune.measure.seam import Description, GradientSpec
 from autotune.measure.stepkit import StepKit, is_channels_last
-from autotune.settings import Settings
+from autotune.recipe.noise_scale import GradientStats
+from autotune.settings import LoaderSettings, Settings
 from autotune.space.rules import canonical
 from autotune.trial import Block, Failure, Measurement, Stopped, TrialSpec
 from autotune.workload import Workload
+
+_T = TypeVar("_T")
 
 
 class Session:
@@ -220,6 +224,16 @@ class Session:
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """One trial. Exceptions of the user's code become a Failure; global state is put back."""
+        return self._guarded(spec, spec.mode, lambda started: self._measure(spec, started))
+
+    def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
+        """Sums of the user's own gradients; everything is put back, as after a trial."""
+        return self._guarded(spec, "gradients", lambda started: gradients.collect(self, spec, started))
+
+    def _guarded(
+        self, spec: TrialSpec | GradientSpec, phase: str, body: Callable[[float], _T]
+    ) -> _T | Failure:
+        """What `body` gives, or what became of it."""
         started = time.perf_counter()
         kills = limits.oom_kills()
         self._feed: Feed | TailFeed | None = None
@@ -228,14 +242,14 @@ class Session:
             with flags.preserved():
                 flags.apply_flags(spec.settings.compute, self.user_flags, self.device.type)
                 flags.seed_everything(spec.seed)
-                return self._measure(spec, started)
+                return body(started)
         except timing.DivergedError as error:
             failure = Failure(kind="non_finite", message=str(error), hint="try a lower learning rate")
         except timing.OutOfTimeError:
             failure = make_failure("timeout", message=f"no end after {spec.timeout_s:.0f} s")
         except Exception as error:  # anything the user's code raises is this trial's outcome
             with _deaf_to_workers():
-                failure = classify(error, phase=spec.mode, oom_killed=limits.oom_kills() > kills)
+                failure = classify(error, phase=phase, oom_killed=limits.oom_kills() > kills)
         finally:
             with _deaf_to_workers():
                 feed = self._close_feed()
@@ -266,7 +280,7 @@ class Session:
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
         warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline, least_s=least_s)
         if spec.mode == "full" and self.parts is not None:
-            feed = self._start_feed(self.parts, spec)
+            feed = self.open_feed(self.parts, spec.settings.loader)
         else:
             resident = kit.to_device(held) if held is not None else None
             self._feed = feed = HeldFeed(resident, samples)
@@ -297,15 +311,18 @@ class Session:
     def _measure_loader(self, spec: TrialSpec, started: float) -> Measurement:
         if self.parts is None:
             raise UsageError("a loop without a DataLoader has no loader to measure")
-        feed = self._start_feed(self.parts, spec)
+        feed = self.open_feed(self.parts, spec.settings.loader)
         workers, deadline = spec.settings.loader.num_workers, started + spec.timeout_s
         timer = timing.BlockTimer(None, feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s)
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)
         return self._put_together(spec, timer, blocks, stopped, None, started)
 
-    def _start_feed(self, parts: loaders.LoaderParts, spec: TrialSpec) -> Feed:
-        self._feed = feed = LoaderFeed(parts, spec.settings.loader)
+    def open_feed(self, parts: loaders.LoaderParts, settings: LoaderSettings) -> Feed:
+        """Batches from a loader that is ended with what is being run; the one before it ends now."""
+        with _deaf_to_workers():
+            self._close_feed()
+        self._feed = feed = LoaderFeed(parts, settings)
         feed.start()  # known by now, so that a first fetch that raises is named and its workers are ended
         return feed
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from autotune.codec import decode, encode
-from autotune.measure.seam import Description, Runner
+from autotune.measure.seam import Description, GradientSpec, Runner
+from autotune.recipe.noise_scale import GradientStats
 from autotune.trial import Failure, Measurement, TrialSpec
 
 
@@ -107,3 +108,27 @@ class RunnerContract:
         """The second close finds nothing to do."""
         runner.close()
         runner.close()
+
+
+class GradientsContract(RunnerContract):
+    """The seam with gradients: for Runners that have a step to look at, and not a record of one."""
+
+    def test_gradients_are_seen_between_trials(self, runner: Runner) -> None:
+        """Sums of as many steps as were asked for, or a reason; they survive JSON, and trials go on."""
+        yours = runner.describe().yours
+        found = runner.probe_gradients(GradientSpec(settings=yours, micro_batches=3, steps=9, warm_steps=2))
+        assert isinstance(found, GradientStats), found
+        assert (len(found.steps), found.refused) == (9, "")
+        assert (found.micro_batches, found.warm_steps) == (3, 2)
+        assert found.micro_samples == runner.describe().workload.batch_samples
+        assert all(0 < step.square_of_mean <= step.mean_of_squares * 1.001 for step in found.steps)
+        assert decode(GradientStats, json.loads(json.dumps(encode(found)))) == found
+        assert self.measured(runner).samples > 0
+
+    def test_no_time_for_gradients_is_a_typed_failure(self, runner: Runner) -> None:
+        """A timeout gives a Failure, not an exception, and the next trial runs."""
+        yours = runner.describe().yours
+        found = runner.probe_gradients(GradientSpec(settings=yours, timeout_s=0.001))
+        assert isinstance(found, Failure)
+        assert found.kind == "timeout"
+        assert self.measured(runner).samples > 0

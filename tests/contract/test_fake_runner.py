@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from contract.runner_contract import RunnerContract
+from contract.runner_contract import GradientsContract
 from search_worlds import fake_runner
 
 from autotune.trial import TrialSpec
 
 
-class TestFakeRunner(RunnerContract):
+class TestFakeRunner(GradientsContract):
     """The contract, on a made-up machine."""
 
     @pytest.fixture

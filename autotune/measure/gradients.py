@@ -1,0 +1,312 @@
+"""Gradients of the user's own step at weights that stand still, as the sums that a noise scale comes from.
+
+Each step draws K micro-batches of the user's own size from freshly shuffled data. Hooks on the parameters see
+every gradient as the backward pass makes it: before clipping, in float32 without a scaler, whatever a
+`train_step` does with it afterwards. The optimizer's `step` does nothing meanwhile, so that all K gradients
+belong to the same weights. Steps that it is to take come before (`warm_steps`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+from torch.utils.data import SequentialSampler
+
+from autotune.measure import loaders, timing
+from autotune.measure.feed import Feed, HeldFeed
+from autotune.recipe.noise_scale import LEAST_STEPS, GradientStats, GradientStep
+from autotune.settings import LoaderSettings
+
+if TYPE_CHECKING:
+    from autotune.measure.seam import GradientSpec
+    from autotune.measure.session import Session
+
+_OTHER_BATCHES = 8
+"""Batches of another size to tell a mean from a sum by."""
+_LEAST_HALVED = 4
+"""Smaller batches are doubled, not halved: batch norm needs two samples."""
+_MISSES = 16
+"""Batches in a row that may have another size than the user's own."""
+
+
+class _RefusedError(Exception):
+    """These gradients give no noise scale; the text says why."""
+
+
+def collect(session: Session, spec: GradientSpec, started: float) -> GradientStats:
+    """The sums of `spec.steps` steps, or why there are none. Weights and buffers are put back.
+
+    Args:
+        session: its models are used, and are at their initial weights afterwards.
+        spec: what is asked.
+        started: `time.perf_counter()` when it was asked.
+
+    Raises:
+        OutOfTimeError: at `spec.timeout_s`.
+        DivergedError: where most gradients are not finite.
+    """
+    own = None if session.parts is None else session.parts.settings.batch_size
+    samples = session.held_batch(own)[1]
+    stats = GradientStats(
+        micro_samples=samples,
+        micro_batches=spec.micro_batches,
+        warm_steps=spec.warm_steps,
+        from_checkpoint=spec.from_checkpoint,
+    )
+    probe = _Probe(session, spec, samples, deadline=started + spec.timeout_s)
+    try:
+        stats = replace(stats, steps=probe.run(), notes=tuple(probe.notes))
+    except _RefusedError as refusal:
+        stats = replace(stats, refused=str(refusal), notes=tuple(probe.notes))
+    finally:
+        probe.close()
+    session.restore()
+    return replace(stats, wall_s=time.perf_counter() - started)
+
+
+class _Probe:
+    """One look at the gradients, from data to sums."""
+
+    def __init__(self, session: Session, spec: GradientSpec, samples: int, *, deadline: float) -> None:
+        self.notes: list[str] = []
+        self._session, self._spec, self._samples, self._deadline = session, spec, samples, deadline
+        self._kit = session.make_kit(spec.settings.replace(precision="float32"))
+        self._parts = None if session.parts is None else self._shuffled(session.parts)
+        self._squares: list[float] = []
+        self._tap: _Tap | None = None
+
+    def run(self) -> tuple[GradientStep, ...]:
+        """Warm steps, then the sums, then a check that the loss is a mean.
+
+        Raises:
+            _RefusedError, OutOfTimeError, DivergedError
+        """
+        self._check_one_loss()
+        draws = self._draws()
+        for _ in range(self._spec.warm_steps):
+            self._kit.step(draws.next(self._deadline))
+        self._tap = _Tap(self._kit.optimizers.values())
+        steps = self._steps(draws, self._tap)
+        if 2 * sum(step.finite for step in steps) < len(steps):
+            raise timing.DivergedError("most gradients are NaN or infinite")
+        self._check_mean(self._tap)
+        return steps
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        if self._tap is not None:
+            self._tap.close()
+
+    def _shuffled(self, parts: loaders.LoaderParts) -> loaders.LoaderParts:
+        """The user's data in random order: neighbours that are alike would make the noise look larger."""
+        parts = loaders.private_copy(parts)
+        if parts.iterable or parts.batch_sampler is not None:
+            self.notes.append(
+                "batches come in the order of your own stream or sampler: where neighbours are alike, the "
+                "noise scale is too high"
+            )
+        elif parts.sampler is None or type(parts.sampler) is SequentialSampler:
+            return replace(parts, sampler=None, shuffle=True)
+        return parts
+
+    def _check_one_loss(self) -> None:
+        if self._session.workload.train_step is not None and len(self._kit.optimizers) > 1:
+            raise _RefusedError(
+                "train_step trains with several optimizers, and a noise scale belongs to one loss"
+            )
+        available = None if self._parts is None else self._parts.samples()
+        wanted = self._samples * self._spec.micro_batches
+        if available is not None and available < wanted:
+            raise _RefusedError(
+                f"{available} samples hold no {self._spec.micro_batches} different batches of {self._samples}"
+            )
+
+    def _draws(self) -> _Draws:
+        if self._parts is None:
+            return _Draws(HeldFeed(None, self._samples), self._samples)
+        loader = replace(self._spec.settings.loader, batch_size=self._parts.settings.batch_size)
+        return _Draws(self._session.open_feed(self._parts, loader), self._samples)
+
+    def _steps(self, draws: _Draws, tap: _Tap) -> tuple[GradientStep, ...]:
+        steps: list[GradientStep] = []
+        ends = time.perf_counter() + self._spec.window_s
+        while len(steps) < self._spec.steps:
+            if len(steps) >= LEAST_STEPS and time.perf_counter() > ends:
+                break
+            steps.append(self._one_step(draws, tap))
+        return tuple(steps)
+
+    def _one_step(self, draws: _Draws, tap: _Tap) -> GradientStep:
+        count, before = self._spec.micro_batches, tap.weights()
+        squares, total = [], _Sum()
+        for _ in range(count):
+            seen = self._gradients(draws, tap)
+            squares.append(seen.square())
+            total.absorb(seen)
+        after = tap.weights()
+        if after != before and not math.isnan(before):
+            raise _RefusedError(
+                "train_step moves the weights by itself, and a noise scale is taken where they stand still"
+            )
+        self._squares += squares
+        return GradientStep(mean_of_squares=sum(squares) / count, square_of_mean=total.square() / count**2)
+
+    def _gradients(self, draws: _Draws, tap: _Tap) -> _Sum:
+        self._kit.step(draws.next(self._deadline))
+        seen = tap.take()
+        if not seen:
+            raise _RefusedError("no gradient reached the parameters that the optimizer holds")
+        return seen
+
+    def _check_mean(self, tap: _Tap) -> None:
+        """Refuse a loss that is summed over samples: its gradient grows with the batch by itself.
+
+        With k times the samples the square of a mean's gradient is between 1/k and 1 times as large, that of
+        a sum between k and k * k times.
+
+        Raises:
+            _RefusedError
+        """
+        size = self._samples
+        other = size // 2 if size >= _LEAST_HALVED else 2 * size
+        try:
+            theirs = self._other_squares(other, tap)
+        except (timing.OutOfTimeError, _RefusedError):
+            raise
+        except Exception as error:  # the user's model may take no other size, which is theirs to choose
+            self.notes.append(
+                f"whether the loss is a mean was not seen: batches of {other} raised {type(error).__name__}"
+            )
+            return
+        ours = [square for square in self._squares if math.isfinite(square)]
+        if not theirs or not ours or min(median(theirs), median(ours)) <= 0:
+            self.notes.append("whether the loss is a mean over the batch was not seen")
+            return
+        k = max(size, other) / min(size, other)
+        growth = median(ours) / median(theirs) if size > other else median(theirs) / median(ours)
+        if growth > math.sqrt(k):
+            raise _RefusedError(
+                f"the loss is summed over the batch: {k:.2g} times the samples give a gradient "
+                f"{math.sqrt(growth):.2g} times as large; take the mean, so that batch size and learning "
+                "rate can be chosen apart"
+            )
+
+    def _other_squares(self, size: int, tap: _Tap) -> list[float]:
+        """Squares of gradients of batches of another size; empty where nobody can ask for that."""
+        if self._parts is None or self._parts.batch_sampler is not None:
+            return []
+        if self._parts.settings.batch_size is None:
+            return []
+        draws = _Draws(self._session.open_feed(self._parts, LoaderSettings(batch_size=size)), size)
+        found = [self._gradients(draws, tap).square() for _ in range(_OTHER_BATCHES)]
+        return [square for square in found if math.isfinite(square)]
+
+
+class _Draws:
+    """Batches of one size; shorter ones, as at the end of an epoch, are passed over."""
+
+    def __init__(self, feed: Feed, samples: int) -> None:
+        self._feed, self._samples = feed, samples
+
+    def next(self, deadline: float) -> Any:
+        """The next batch.
+
+        Raises:
+            _RefusedError: where batches of this size hardly come.
+            OutOfTimeError: after `deadline`.
+        """
+        for _ in range(_MISSES):
+            if time.perf_counter() > deadline:
+                raise timing.OutOfTimeError
+            batch, samples = self._feed.next()
+            if samples == self._samples:
+                return batch
+        raise _RefusedError(
+            f"batches hold different numbers of samples: {_MISSES} in a row were not of {self._samples}"
+        )
+
+
+class _Sum:
+    """Gradients by parameter, added up in float32 or wider."""
+
+    def __init__(self) -> None:
+        self._by_parameter: dict[int, torch.Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_parameter)
+
+    def add(self, number: int, gradient: torch.Tensor) -> None:
+        """Add one gradient; it may be changed in place afterwards."""
+        gradient = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        known = self._by_parameter.get(number)
+        if known is None:
+            self._by_parameter[number] = gradient.to(wide) if gradient.dtype != wide else gradient.clone()
+        elif known.is_sparse:  # torch adds sparse to dense, not the other way round
+            self._by_parameter[number] = gradient.to(wide) + known
+        else:
+            known.add_(gradient)
+
+    def absorb(self, other: _Sum) -> None:
+        """Add all of another sum, which is not used again."""
+        if not self._by_parameter:
+            self._by_parameter = other._by_parameter
+            return
+        for number, gradient in other._by_parameter.items():
+            self.add(number, gradient)
+
+    def square(self) -> float:
+        """The squared norm over all parameters."""
+        return _square(self._by_parameter.values())
+
+
+class _Tap:
+    """Sees each gradient on its way to the parameters that optimizers hold, and lets no optimizer step."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        held = {id(p): p for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        self._parameters = [p for p in held.values() if p.requires_grad]
+        self._seen = _Sum()
+        self._handles = [p.register_hook(self._seer(number)) for number, p in enumerate(self._parameters)]
+        for optimizer in self._optimizers:
+            optimizer.step = _stand_still  # type: ignore[method-assign]
+
+    def _seer(self, number: int) -> Any:
+        def see(gradient: torch.Tensor) -> None:
+            self._seen.add(number, gradient)
+
+        return see
+
+    def take(self) -> _Sum:
+        """What came since the last time; several backward passes in one micro-batch add up."""
+        seen, self._seen = self._seen, _Sum()
+        return seen
+
+    def weights(self) -> float:
+        """A figure that changes when the weights do."""
+        return _square(p.detach() for p in self._parameters)
+
+    def close(self) -> None:
+        """Let gradients and optimizers go."""
+        for handle in self._handles:
+            handle.remove()
+        for optimizer in self._optimizers:
+            del optimizer.step  # the class's own shows again
+
+
+def _stand_still(closure: Any = None) -> Any:
+    return None if closure is None else closure()
+
+
+def _square(tensors: Iterable[torch.Tensor]) -> float:
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    norm = float(torch.nn.utils.get_total_norm(dense))
+    return norm * norm  # a power of floats raises where a product is infinite
