@@ -298,8 +298,8 @@ def _step(settings: Settings) -> Any:
     return settings.compute, settings.loader.batch_size
 
 
-def overhead(grid: Grid, seeds: int = 3) -> str:
-    """Real seconds of the study in a run of five virtual minutes, and its growth to 300 trials."""
+def overhead(grid: Grid, seeds: int = 3, trials: int = 300) -> str:
+    """Real seconds of the study in a run of five virtual minutes, and its growth to so many trials."""
     shares = []
     for seed in range(seeds):
         clock = FakeClock()
@@ -308,10 +308,11 @@ def overhead(grid: Grid, seeds: int = 3) -> str:
         with confined(grid):
             tune(runner, options(grid, 300.0, seed), SilentListener(), clock=clock)
         shares.append((time.perf_counter() - started - runner.inside_s) / clock())
-    early, late = growth(grid)
+    early, late = growth(grid, trials)
     return (
         f"{grid.header.workload}: the study takes {statistics.median(shares):.2%} of a run of five minutes; "
-        f"of 300 trials each of the first 30 costs {1e3 * early:.1f} ms, of the last 30 {1e3 * late:.1f} ms"
+        f"of {trials} trials each of the first 30 costs {1e3 * early:.1f} ms, "
+        f"of the last 30 {1e3 * late:.1f} ms"
     )
 
 
@@ -328,7 +329,7 @@ class _Timed(ReplayRunner):
             self.inside_s += time.perf_counter() - started
 
 
-def growth(grid: Grid, trials: int = 300) -> tuple[float, float]:
+def growth(grid: Grid, trials: int) -> tuple[float, float]:
     """Real seconds of study and plan for a trial, at the start and the end of a long history."""
     space, runner = space_of(grid), ReplayRunner(grid)
     store = open_study(None, "growth", options=space.options, identity={})

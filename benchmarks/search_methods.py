@@ -17,7 +17,7 @@ from autotune.search.cost import min_blocks, window_s
 from autotune.settings import KnobValue, Settings
 from autotune.trial import Measurement, TrialSpec
 
-REPEATS = 200
+REPEATS = 50
 """Proposals in a row that were measured before, after which a method counts as having converged."""
 
 
@@ -57,10 +57,10 @@ class Field:
         """Effective samples/s of these settings; None when they fail.
 
         Raises:
-            OutOfTimeError: when the budget is over, or nothing new was asked for in a long while.
+            OutOfTimeError: when the budget is over, nothing is left, or nothing new was asked for in a while.
         """
         self._repeats = self._repeats + 1 if settings in self._known else 0
-        if self._repeats > REPEATS:
+        if self._repeats > REPEATS or (self._repeats and len(self._known) == len(self.space.recorded)):
             raise OutOfTimeError
         if settings not in self._known:
             self._known[settings] = self._run(settings)
@@ -135,13 +135,13 @@ def _study(field: Field, sampler: optuna.samplers.BaseSampler) -> None:
 
 
 def tpe(field: Field, seed: int) -> None:
-    """Optuna's default sampler."""
+    """Optuna's default sampler; since Optuna 5 that is the joint, multivariate one."""
     _study(field, optuna.samplers.TPESampler(seed=seed))
 
 
-def tpe_multivariate(field: Field, seed: int) -> None:
-    """The tree-structured Parzen estimator over all parameters jointly."""
-    _study(field, optuna.samplers.TPESampler(seed=seed, multivariate=True))
+def tpe_univariate(field: Field, seed: int) -> None:
+    """The tree-structured Parzen estimator for each parameter alone."""
+    _study(field, optuna.samplers.TPESampler(seed=seed, multivariate=False))
 
 
 def gaussian_process(field: Field, seed: int) -> None:
@@ -152,7 +152,7 @@ def gaussian_process(field: Field, seed: int) -> None:
 RIVALS: dict[str, Callable[[Field, int], None]] = {
     "random": random_search,
     "tpe": tpe,
-    "tpe-multivariate": tpe_multivariate,
+    "tpe-univariate": tpe_univariate,
     "gp": gaussian_process,
     "greedy": greedy,
 }

@@ -72,7 +72,7 @@ def test_a_budget_too_small_for_ours_keeps_yours(grid, truth):
     assert played.proved == truth.rates[grid.header.description.yours] / truth.best
 
 
-@pytest.mark.parametrize("method", ["random", "tpe", "tpe-multivariate", "greedy"])
+@pytest.mark.parametrize("method", ["random", "tpe", "tpe-univariate", "greedy"])
 def test_rivals_find_the_optimum_of_a_machine_without_noise(grid, truth, method):
     """Given the time to see all of it; and no one spends more than the budget."""
     played = search.rival(grid, truth, method, 120.0, 0)
@@ -113,4 +113,5 @@ def test_a_table_has_a_line_for_each_method(grid, truth):
 
 def test_the_cost_of_the_study_is_told(grid):
     """As a share of a run, and for a trial of a long history."""
-    assert "of a run of five minutes" in search.overhead(grid, seeds=1)
+    told = "of a run of five minutes; of 40 trials"
+    assert told in search.overhead(grid, seeds=1, trials=40)
