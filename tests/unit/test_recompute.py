@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     """A noisy run of a fake machine, and its journal."""
     journal = tmp_path_factory.mktemp("study") / "study.journal"
     runner = fake_runner(noise=0.02, seed=3, marks=passing_neighbour)
-    return run_fake(runner, 300.0, storage=str(journal)), journal
+    return run_fake(runner, 600.0, storage=str(journal)), journal
 
 
 def test_the_stored_run_gives_the_same_report(run: tuple[Outcome, Path]) -> None:
