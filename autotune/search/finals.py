@@ -173,18 +173,37 @@ def next_worth(know: Knowledge, costs: Costs) -> TrialSpec | None:
     runs = [winner, *dict.fromkeys(settings for _, settings in without_each(know, winner))]
     worth = [t for t in know.history if t.spec.stage == "worth"]
     broken = {t.settings for t in worth if t.failure is not None}
-    if len(runs) == 1 or winner in broken:
+    if winner in broken:
         return None
     for pair in range(_WORTH_PAIRS):
         ran = {t.settings for t in worth if t.spec.pair == pair}
-        order = runs if pair % 2 == 0 else runs[::-1]
-        waiting = [s for s in order if s not in ran and s not in broken]
-        if not waiting:
+        if pair == 0:
+            runs = _shown(know, costs, [s for s in runs if s not in broken], ran)
+        waiting = [s for s in (runs if pair % 2 == 0 else runs[::-1]) if s not in ran and s not in broken]
+        if len(runs) == 1 or not waiting:
             continue
         specs = [costs.worth_spec(s, pair, _left_out(winner, s)) for s in waiting]
-        fits = MARGIN * sum(costs.predicted_s(spec) for spec in specs) <= know.ctx.remaining_s
-        return specs[0] if fits else None
+        margin = MARGIN if pair > 1 else 1.0  # the second pair was reckoned with before the first one began
+        needed_s = 0.0 if pair == 0 else margin * sum(costs.predicted_s(spec) for spec in specs)
+        return specs[0] if needed_s <= know.ctx.remaining_s else None
     return None
+
+
+def _shown(know: Knowledge, costs: Costs, runs: list[Settings], ran: set[Settings]) -> list[Settings]:
+    """The winner and as many without a setting as there is time to run twice: one pair shows nothing.
+
+    Once the second pair has begun, those that ran in the first.
+    """
+    first, *others = runs
+    again = any(t.spec.stage == "worth" and t.spec.pair == 1 for t in know.history)
+    chosen = [first]
+    for settings in others:
+        wanted = [*chosen, settings]
+        twice = [costs.worth_spec(s, 0, "") for s in (*(s for s in wanted if s not in ran), *wanted)]
+        needed_s = (1.0 if ran else MARGIN) * sum(costs.predicted_s(spec) for spec in twice)
+        if settings in ran or (not again and needed_s <= know.ctx.remaining_s):
+            chosen.append(settings)
+    return chosen
 
 
 def _left_out(winner: Settings, settings: Settings) -> str:

@@ -138,6 +138,22 @@ def test_worth_leaves_out_each_setting_in_turn():
     assert 1.5 < found["num_workers"] < 1.57
 
 
+def test_worth_is_shown_of_as_many_settings_as_can_run_twice():
+    """One pair shows nothing, so a round is begun with those alone for which there is time for a second."""
+    rates = {FASTER: 200.0, FAST: 150.0, SPACE.settings(channels_last=True): 130.0}
+    shown = []
+    for remaining_s in range(40, 80, 2):
+        history = searched(faster=200)
+        ran = play(history, rates, remaining_s=remaining_s)
+        runs = [[s.settings for s in ran if s.stage == "worth" and s.pair == p] for p in range(2)]
+        assert runs[1] == runs[0][::-1]
+        know = know_of(history)
+        shown.append(sum(w.ratio is not None for w in worths(know, judged(know, Costs(know)))))
+        assert shown[-1] == max(len(runs[0]) - 1, 0)
+    assert shown == sorted(shown)
+    assert set(shown) == {0, 1, 2}
+
+
 def test_worth_of_a_single_change_is_the_verdict():
     """Where one setting changed, what it brings was measured in the finals."""
     only = SPACE.settings(channels_last=True)
