@@ -63,8 +63,8 @@ class Timetable:
     def keep(self, seconds: float, *, asleep: bool) -> None:
         """Wait until a piece of work that takes so long is done.
 
-        Its time begins where that of the last one ended, unless that was long ago: then there was
-        nothing to do in between.
+        Its time begins where that of the last one ended, unless that is longer ago than it takes: then
+        there was nothing to do in between. So being woken late is made up for.
         """
         if self._pid != os.getpid():  # a worker is forked with the state of its parent: its noise is its own
             self._pid, self._rng, self._due_s = os.getpid(), random.Random(), 0.0
@@ -73,7 +73,7 @@ class Timetable:
         if self._rng.random() < OUTLIERS:
             taken_s *= self._rng.uniform(1.5, 3.0)
         now_s = time.perf_counter()
-        begun_s = self._due_s if now_s - self._due_s < seconds / 4 else now_s
+        begun_s = self._due_s if now_s - self._due_s < seconds else now_s
         self._due_s = begun_s + taken_s
         if asleep:
             time.sleep(max(0.0, self._due_s - SPUN_S - now_s))

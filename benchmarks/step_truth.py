@@ -182,12 +182,20 @@ class _Alone:
         return Load()
 
 
+class _Unweighed:
+    """Nobody asks how much memory there is."""
+
+    def sample(self) -> None:
+        """Nothing to read."""
+
+
 @contextlib.contextmanager
 def passing(clock: FakeClock) -> Iterator[None]:
-    """The product's loop reads this clock, and does not look for neighbours."""
+    """The product's loop reads this clock, and looks neither for neighbours nor at memory."""
     with (
         mock.patch.object(timing, "time", SimpleNamespace(perf_counter=clock)),
         mock.patch.object(timing, "LoadMeter", _Alone),
+        mock.patch.object(timing, "MemoryMeter", _Unweighed),
     ):
         yield
 
