@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import autotune
 from autotune.errors import UsageError
-from autotune.measure.seam import Runner
+from autotune.measure.seam import Description, Runner
 from autotune.profile import store
+from autotune.profile.earlier import earlier_settings
 from autotune.profile.schema import profile_of
 from autotune.profile.yaml_io import loads
 from autotune.result import Result, Tuned
 from autotune.search.listener import Listener, SilentListener
-from autotune.settings import KnobValue
+from autotune.settings import KnobValue, Settings
 from autotune.units import parse_duration_s
 from autotune.workload import Workload
 
@@ -46,6 +47,7 @@ def find_best(
     runner: RunnerName | Runner = "process",
     storage: str | None = None,
     resume: bool = False,
+    warm_start: bool = True,
     seed: int = 0,
     name: str = "",
     listener: Listener | None = None,
@@ -75,6 +77,7 @@ def find_best(
         storage: an Optuna storage URL or a file for the study; a journal file in the user's data folder
             without. `optuna-dashboard` opens it.
         resume: go on with the study in `storage`.
+        warm_start: try first what saved profiles say won on the like of this workload; measured again.
         seed: of every random choice.
         name: what to call it in reports and file names; the model's class without.
         listener: is told of every trial as it happens.
@@ -112,6 +115,7 @@ def find_best(
             fixed=fixed,
             storage=storage,
             resume=resume,
+            warm_start=warm_start,
             seed=seed,
             name=called,
             listener=listener,
@@ -200,6 +204,7 @@ def tune_with(
     fixed: Mapping[str, KnobValue] | None = None,
     storage: str | None = None,
     resume: bool = False,
+    warm_start: bool = True,
     seed: int = 0,
     name: str = "",
     listener: Listener | None = None,
@@ -228,11 +233,20 @@ def tune_with(
         study_name=name,
         resume=resume,
         name=name,
+        first=_won_before if warm_start else _nothing,
     )
     outcome = tune(runner, options, listener or SilentListener())
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     profile = profile_of(outcome, created=created, version=autotune.__version__)
     return Result(profile, outcome, workload)
+
+
+def _won_before(description: Description) -> tuple[Settings, ...]:
+    return earlier_settings(description.machine, description.workload)
+
+
+def _nothing(description: Description) -> tuple[Settings, ...]:
+    return ()
 
 
 def _journal(name: str, *, resume: bool) -> str:

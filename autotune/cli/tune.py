@@ -33,6 +33,7 @@ class TuneArgs:
     batch_size: int | None
     storage: str | None
     resume: bool
+    warm_start: bool
     seed: int
     runner: str
     output: Path | None
@@ -68,6 +69,12 @@ class TuneArgs:
 @click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch of yours.")
 @click.option("--storage", metavar="URL|PATH", help="Where the Optuna study is kept.")
 @click.option("--resume", is_flag=True, help="Go on with the study of an earlier run.")
+@click.option(
+    "--warm-start/--no-warm-start",
+    default=True,
+    show_default=True,
+    help="Whether to try first what won on the like of TARGET by saved profiles. It is measured again.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--runner",
@@ -104,6 +111,7 @@ def tune(talk: running.Talk, **options: Any) -> int:
         fixed=args.fixed,
         storage=args.storage,
         resume=args.resume,
+        warm_start=args.warm_start,
         seed=args.seed,
         runner=args.runner.replace("-", "_"),
     )

@@ -69,6 +69,15 @@ def find_profile(name: str | None = None) -> Path:
     return newest
 
 
+def newest_profiles() -> list[Path]:
+    """The local `autotune.yaml` and all saved profiles, those written last first; none where none is seen."""
+    try:
+        found = [path for path in (Path(LOCAL_PROFILE), *_saved()) if path.is_file()]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+
+
 def read_bytes(path: Path) -> bytes:
     """What a profile file holds, up to one byte more than a profile can have.
 

@@ -22,6 +22,7 @@ from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import Listener
 from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
 from autotune.search.verdict import disturbed_finals
+from autotune.search.warm import first_guesses
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Space, build_space
 from autotune.space.knobs import KnobClass
@@ -69,6 +70,8 @@ class TuneOptions:
     """What to call the workload in reports."""
     max_candidates: int = 2
     """Settings that may meet *yours* in the finals."""
+    first: Callable[[Description], Sequence[Settings]] = lambda description: ()
+    """What won before on the like of a machine and workload, the likeliest first; measured again like all."""
 
 
 def tune(
@@ -118,6 +121,7 @@ class _Session:
             allow=options.allow,
             fixed=options.fixed,
         )
+        self.first = first_guesses(self.space, options.first(description))
         self.store = self._open()
         self.history = list(self.store.history)
         self.earlier = len(self.history)
@@ -164,6 +168,7 @@ class _Session:
             max_candidates=self.options.max_candidates,
             search_over=self.search_over,
             exhausted=self.exhausted,
+            first=self.first,
             earlier=self.earlier,
         )
 

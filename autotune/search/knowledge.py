@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from autotune.measure.stats import rate_interval
 from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
 from autotune.space.candidates import Space
@@ -49,6 +50,8 @@ class PlanContext:
     """Why the search ended; empty while it goes on."""
     exhausted: bool = False
     """Whether the sampler had nothing new to propose."""
+    first: tuple[Settings, ...] = ()
+    """What won on the like of this workload before: tried right after the ceilings."""
     earlier: int = 0
     """How many trials at the head of the history come from an earlier session, outside of this budget."""
 
@@ -68,6 +71,8 @@ class Knowledge:
         """Batches alone, samples/s: no full trial with this loader can be faster."""
         self.compute_rates: dict[tuple[ComputeSettings, int | None], float] = {}
         """The step alone, samples/s, by compute settings and batch size: a bound in the same way."""
+        self._alone: dict[Hashable, list[Trial]] = {}
+        """Trials of one side alone, by what that side depends on."""
         self._middle_s: dict[int, float] = {}
         """When each trial ran, by its number: seconds of trials before it, and half of its own."""
         self._end_s = 0.0
@@ -87,9 +92,11 @@ class Knowledge:
         loader, compute = trial.settings.loader, trial.settings.compute
         if trial.spec.mode == "loader":
             self.loader_rates[loader] = max(rate, self.loader_rates.get(loader, 0.0))
+            self._alone.setdefault(loader, []).append(trial)
         elif trial.spec.mode == "compute":
             key = (compute, loader.batch_size)
             self.compute_rates[key] = max(rate, self.compute_rates.get(key, 0.0))
+            self._alone.setdefault(key, []).append(trial)
         elif trial.spec.stage in _SEARCH:
             self.full.setdefault(trial.settings, []).append(trial)
 
@@ -240,11 +247,24 @@ class Knowledge:
         return len({t.settings for t in self.history[since + 1 :] if t.spec.stage == "sampled"})
 
     def bound(self, settings: Settings) -> float:
-        """Samples/s that these settings cannot pass, from what their sides did alone; else infinite."""
-        return min(
-            self.loader_rates.get(settings.loader, math.inf),
-            self.compute_rates.get((settings.compute, settings.loader.batch_size), math.inf),
-        )
+        """Samples/s that these settings surely cannot pass, from what their sides did alone; else infinite.
+
+        The upper ends of the intervals count, at the machine's first speed, with two standard errors of how
+        runs differ.
+        """
+        sides = (settings.loader, (settings.compute, settings.loader.batch_size))
+        return min(self._highs.get(side, math.inf) for side in sides) * math.exp(2 * self.noise)
+
+    @cached_property
+    def _highs(self) -> dict[Hashable, float]:
+        found = {}
+        for side, trials in self._alone.items():
+            measured = [(trial, trial.measurement) for trial in trials if trial.measurement is not None]
+            found[side] = max(
+                rate_interval(m.steady).high / math.exp(self.drift.at(self._middle_s[t.number]))
+                for t, m in measured
+            )
+        return found
 
     def partial(self, mode: Literal["loader", "compute"], settings: Settings) -> float | None:
         """Samples/s of one side of `settings` alone: 0 when it failed, None when it was not tried."""

@@ -59,6 +59,8 @@ def _repeats(settings: Settings, trial: Trial) -> bool:
         return _device_need(settings, theirs)
     if kind in _QUEUE_FAILURES and theirs.loader.num_workers:
         return _queue_need(settings, theirs)
+    if kind == "oom_host" and mode != "loader":
+        return _device_need(settings, theirs)  # without workers it is the step that needs the memory
     same_loader, same_compute = settings.loader == theirs.loader, settings.compute == theirs.compute
     if kind == "timeout":
         slower = mode == "compute" or _queue_need(settings, theirs)

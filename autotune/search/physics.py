@@ -222,6 +222,8 @@ class StepModel:
     """What each observation adds to the means."""
     factor: Array
     """Inverse of the Cholesky factor of the observations' covariance."""
+    surprise: float
+    """How many times its own deviation the model errs on full steps that it is not shown, at least 1."""
 
     def means(self, at: Coded) -> Array:
         """Log seconds a sample of the full step."""
@@ -237,7 +239,7 @@ class StepModel:
             cross += slope[:, None] * covariance * gain[None, :]
         own = sum(slope**2 * each for slope, each in zip(slopes, self.prior.variances(at)))
         explained = ((cross @ self.factor.T) ** 2).sum(1)
-        return means, np.asarray(np.sqrt(np.maximum(own - explained, 1e-8)))
+        return means, np.asarray(self.surprise * np.sqrt(np.maximum(own - explained, 1e-8)))
 
     def _means(self, at: Coded, covariances: Sequence[Array]) -> tuple[Array, _Link]:
         step, load, overlap, rest = (c @ (g * self.weights) for c, g in zip(covariances, self.gains))
@@ -289,4 +291,13 @@ def fit(space: Space, seen: Sequence[Seen]) -> StepModel:
         if max(float(np.abs(now - then).max()) for now, then in zip(latent, before)) < _SETTLED:
             break
     factor = np.asarray(np.linalg.inv(np.linalg.cholesky(covariance)), dtype=np.float64)
-    return StepModel(prior, coded, gains, weights, factor)
+    return StepModel(prior, coded, gains, weights, factor, _surprise(weights[full], (factor**2).sum(0)[full]))
+
+
+def _surprise(weights: Array, precisions: Array) -> float:
+    """Root mean square of the errors of leaving one out, in their deviations, shrunk to 1.
+
+    Where a machine does not go by this model, its small deviations must not end a search.
+    """
+    squares = float((weights**2 / precisions).sum())
+    return max(1.0, math.sqrt((_FREEDOM + squares) / (_FREEDOM + len(weights))))

@@ -10,8 +10,10 @@ Every decision can be replayed: the same history and times give the same moves.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
@@ -19,6 +21,8 @@ from autotune.search.finals import candidates, next_challenge, next_final, next_
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change, next_part, predicted
+from autotune.search.predict import Prediction, predictions
+from autotune.search.worthwhile import PROMISING, Outlook, why_stop
 from autotune.settings import Settings
 from autotune.space.candidates import bundle, neighbours
 from autotune.space.knobs import MoveGroup, knob
@@ -157,20 +161,54 @@ def _reserve_s(know: Knowledge, costs: Costs) -> float:
 def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
     spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
     spec = spec or _race(know, costs) or _reference(know, costs, room_s) or _fixed(know, costs)
+    spec = spec or _before(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = _open_groups(know)
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
-    spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups)
-    spec = spec or _joint(know, costs, groups) or _confirm(know, costs)
+    spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups) or _parts(know, costs)
+    return Run(spec=spec) if spec is not None else _look_on(know, costs, groups)
+
+
+def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run | Sample | EndSearch:
+    """What the model expects most of and the moves of one knob in turn; then the model and the sampler.
+
+    Neither the model nor the order of the moves is right on every machine, so neither is followed alone.
+    """
+    expected = predictions(know)
+    found = tuple(islice((p for p in expected if _worth_trying(know, p.settings)), PROMISING))
+    stop = why_stop(_outlook(know, costs, found))
+    in_vain = know.sampled_in_vain >= IN_VAIN
+    pick = None if stop or in_vain or not found else _predicted(costs, found[0])
+    move = None if stop else _move(know, costs, groups, expected)
+    models_turn = sum(t.spec.mode == "full" for t in know.history) % 2 == 1
+    spec = (pick if models_turn and move is not None else None) or move or _confirm(know, costs)
     if spec is not None:
         return Run(spec=spec)
-    if know.sampled_in_vain >= IN_VAIN:
-        return EndSearch(reason=f"no gain in {IN_VAIN} sampled settings after a full round of moves")
+    if stop or in_vain:
+        return EndSearch(reason=stop or f"no gain in {IN_VAIN} sampled settings after a full round of moves")
+    if pick is not None and (models_turn or know.ctx.exhausted):
+        return Run(spec=pick)
     if know.ctx.exhausted:
         return EndSearch(reason="nothing new was left to try")
     return Sample(spec=costs.search_spec(know.incumbent, "sampled", "proposed by the sampler"))
+
+
+def _outlook(know: Knowledge, costs: Costs, found: Sequence[Prediction]) -> Outlook:
+    specs = [_predicted(costs, prediction) for prediction in found]
+    epochs, samples = know.ctx.epochs, know.samples
+    return Outlook(
+        gains=tuple(prediction.gain for prediction in found),
+        cost_s=sum(costs.predicted_s(spec) for spec in specs),
+        training_s=epochs * samples / know.rate(know.incumbent) if epochs and samples else None,
+    )
+
+
+def _predicted(costs: Costs, prediction: Prediction) -> TrialSpec:
+    lead, percent = math.exp(prediction.lead), 100 * prediction.sd
+    reason = f"the step-time model expects {lead:.2f}x the best so far, give or take {percent:.0f} %"
+    return costs.search_spec(prediction.settings, "sampled", reason)
 
 
 def _ceiling(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
@@ -223,6 +261,14 @@ def _fixed(know: Knowledge, costs: Costs) -> TrialSpec | None:
     )
 
 
+def _before(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """What won on the like of this workload before: a guess like any other."""
+    for settings in know.ctx.first:
+        if _worth_trying(know, settings):
+            return costs.search_spec(settings, "joint", "what won here before")
+    return None
+
+
 def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
     space = know.ctx.space
     first = bundle(space)
@@ -232,14 +278,23 @@ def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Trial
     return costs.search_spec(first, "joint", "the usual advice for such a machine")
 
 
-def _joint(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
-    """The best parts together, then a move from the incumbent."""
+def _parts(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The best parts together."""
     for settings in predicted(know):
         if _worth_trying(know, settings):
             return costs.search_spec(settings, "joint", "the best parts together")
-    for settings in _moves(know, groups):
-        return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
     return None
+
+
+def _move(
+    know: Knowledge, costs: Costs, groups: Sequence[MoveGroup], expected: Sequence[Prediction]
+) -> TrialSpec | None:
+    """The move of one knob from the incumbent that the model expects most of, else the first in order."""
+    moves = list(_moves(know, groups))
+    if not moves:
+        return None
+    settings = next((p.settings for p in expected if p.settings in moves), moves[0])
+    return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
 
 
 def _confirm(know: Knowledge, costs: Costs) -> TrialSpec | None:
@@ -299,5 +354,5 @@ def _worth_trying(know: Knowledge, settings: Settings) -> bool:
         settings not in know.full
         and know.ctx.space.legal(settings)
         and not would_fail(settings, know.history)
-        and know.bound(settings) * (2 - NEAR_CEILING) >= know.rate(know.incumbent)
+        and know.bound(settings) >= know.rate(know.incumbent)
     )

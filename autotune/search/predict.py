@@ -62,7 +62,9 @@ def _seen(know: Knowledge, trials: Sequence[Trial]) -> Seen:
         assert trial.measurement is not None
         doubtful = trial.measurement.disturbed or trial.measurement.stopped == "gave_up"
         variances.append((know.noise * (_DISTURBED if doubtful else 1.0)) ** 2)
-        logs.append(math.log(trial.measurement.samples_per_s))
+        # The same correction for the machine's own speed that the search compares rates with.
+        speed = know.comparable(trial) / know.effective(trial)
+        logs.append(math.log(trial.measurement.samples_per_s * speed))
     precision = sum(1 / v for v in variances)
     return Seen(
         settings=trials[0].settings,
@@ -131,11 +133,6 @@ def predicted_log_rates(know: Knowledge, settings: Sequence[Settings]) -> tuple[
     return _log_rates(know, model, code(know.ctx.space, settings))
 
 
-def propose(know: Knowledge, accept: Callable[[Settings], bool] = lambda settings: True) -> Prediction | None:
-    """The untried settings with the largest expected improvement that `accept` lets through."""
-    return next((p for p in predictions(know) if accept(p.settings)), None)
-
-
 def _expected_improvement(leads: Array, sds: Array) -> Array:
     scaled = leads / sds
     density = np.exp(-(scaled**2) / 2) / math.sqrt(2 * math.pi)
@@ -165,7 +162,7 @@ def _starts_s(know: Knowledge, coded: Coded) -> Array:
     restart_s = np.where(persistent, statistics.median(kept) if kept else 0.0, anew_s)
     if epochs is None:
         return np.asarray(restart_s / samples)
-    warmup_s = statistics.median(m.warmup_s for _, m in measured)
+    warmup_s = statistics.median(m.warmup_excess_s for _, m in measured)
     return np.asarray((warmup_s + startup_s + (epochs - 1) * restart_s) / (epochs * samples))
 
 

@@ -75,6 +75,7 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
     tune(
         *("--budget", "90s", "--allow", "exact", "--epochs", "3", "--seed", "7", "--runner", "in-process"),
         *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
+        "--no-warm-start",
         *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
     )
     tuner.asked.pop("listener")
@@ -89,6 +90,7 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         "runner": "in_process",
         "fixed": {"num_workers": 4, "pin_memory": True, "cpu_threads": None, "precision": "bfloat16"},
         "resume": True,
+        "warm_start": False,
         "storage": "s.journal",
     }
 

@@ -254,6 +254,7 @@ def test_every_trial_is_in_the_study(tmp_path):
 def test_an_exhausted_sampler_ends_the_search(monkeypatch):
     """When the sampler has nothing new the run goes on to its finals."""
     monkeypatch.setattr("autotune.search.study.StudyStore.draw", lambda *args: None)
+    monkeypatch.setattr("autotune.search.plan.predictions", lambda know: ())
     outcome = run_fake(fake_runner(), 300.0)
     assert outcome.stop_reason == "nothing new was left to try"
     assert outcome.verdict.kind == "faster"

@@ -44,6 +44,14 @@ def test_device_memory_blames_the_kernel_search_first():
     assert would_fail(workers(2, cudnn_benchmark=True), history)
 
 
+def test_host_memory_that_a_step_alone_exceeds_forbids_as_large_batches():
+    """Without workers no queue is to blame: as large a batch would not fit with workers either."""
+    history = History().failed(workers(0, None, batch_size=256), "oom_host")
+    assert would_fail(workers(0, None, batch_size=512), history)
+    assert would_fail(workers(2, batch_size=256), history)
+    assert not would_fail(workers(2, batch_size=128), history)
+
+
 def test_a_timeout_forbids_the_same_step_with_as_many_workers():
     """What hung is not tried with a longer queue; another way to compute, or fewer workers, may be."""
     history = History().failed(workers(4), "timeout")

@@ -14,6 +14,12 @@ from autotune.trial import Trial
 GPU = {"device": "cuda", "gpus": (), "has_conv2d": True, "image_input": True}
 
 
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch):
+    """The order of work without the step-time model: what it adds is specified in `test_plan_predict.py`."""
+    monkeypatch.setattr("autotune.search.plan.predictions", lambda know: ())
+
+
 def move_of(space, history, **changes):
     """The plan's next move."""
     return next_move(context(space, **changes), history)

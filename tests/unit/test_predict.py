@@ -9,7 +9,7 @@ from search_worlds import History, context, space_of, steady_rate
 
 from autotune.facts import GpuFacts
 from autotune.search.knowledge import Knowledge
-from autotune.search.predict import observations, predicted_log_rates, predictions, propose
+from autotune.search.predict import observations, predicted_log_rates, predictions
 from autotune.settings import Settings
 from autotune.space.candidates import Space
 from autotune.testing import fake_description
@@ -33,7 +33,6 @@ def test_nothing_is_predicted_before_anything_ran() -> None:
     """Without a measurement of *yours* there is no proposal."""
     know = Knowledge(context(conv_space()), [])
     assert predictions(know) == ()
-    assert propose(know) is None
 
 
 def test_repeats_are_pooled_and_finals_are_left_out() -> None:
@@ -87,8 +86,7 @@ def test_a_slow_loader_is_helped_by_workers_on_a_gpu() -> None:
     history.ran(space.yours, 95.0, "yours", wait=0.95)
     history.ran(space.yours, 100.0, "ceiling", "loader")
     history.ran(space.yours, 2000.0, "ceiling", "compute")
-    found = propose(Knowledge(context(space), history))
-    assert found is not None
+    found = predictions(Knowledge(context(space), history))[0]
     assert found.settings.loader.num_workers >= 4
     assert found.lead > math.log(2)
 
@@ -112,24 +110,11 @@ def test_the_best_of_a_known_world_is_proposed_soon() -> None:
     space = conv_space()
     history = opened(space)
     for _ in range(10):
-        found = propose(Knowledge(context(space), history))
-        assert found is not None
+        found = predictions(Knowledge(context(space), history))[0]
         history.ran(found.settings, steady_rate(found.settings, "full"), "sampled")
     rates = [steady_rate(p.settings, "full") for p in predictions(Knowledge(context(space), history))]
     tried = [steady_rate(t.settings, "full") for t in history]
     assert max(tried) >= 0.98 * max(rates)
-
-
-def test_what_is_not_accepted_is_passed_over() -> None:
-    """The caller's rule decides, and the next best is taken."""
-    space = conv_space()
-    know = Knowledge(context(space), opened(space))
-    first = propose(know)
-    assert first is not None
-    second = propose(know, lambda settings: settings != first.settings)
-    assert second is not None
-    assert second.settings != first.settings
-    assert second.gain <= first.gain
 
 
 def test_a_loop_without_a_loader_is_predicted_from_its_step() -> None:
@@ -138,8 +123,7 @@ def test_a_loop_without_a_loader_is_predicted_from_its_step() -> None:
         dataset_class=None, dataset_samples=None, batch_size=None, has_conv2d=True, image_input=True
     )
     history = History().ran(space.yours, 100.0, "yours")
-    found = propose(Knowledge(context(space), history))
-    assert found is not None
+    found = predictions(Knowledge(context(space), history))[0]
     assert found.settings.loader == space.yours.loader
 
 

@@ -1,0 +1,46 @@
+"""What won before, as settings of this space: the first guesses of a search, always measured again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.settings import KnobValue, Settings
+from autotune.space.candidates import Space
+
+MOST = 2
+"""Earlier winners that are tried: each costs a trial, and more of them seldom differ by much."""
+
+
+def first_guesses(space: Space, earlier: Sequence[Settings]) -> tuple[Settings, ...]:
+    """The earlier winners as near as this space comes to them, the likeliest first; none that is *yours*.
+
+    Only what is searched here is taken over: what the user fixed, and knobs of a class that may not change,
+    stay as they are. A number that cannot be had here becomes the nearest that can.
+    """
+    found: dict[Settings, None] = {}
+    for settings in earlier:
+        made = _here(space, settings)
+        if made not in (space.yours, space.start) and space.legal(made):
+            found[made] = None
+    return tuple(found)[:MOST]
+
+
+def _here(space: Space, settings: Settings) -> Settings:
+    theirs = settings.flat()
+    changes = {}
+    for option in space.options:
+        value = _nearest(theirs[option.knob], option.values)
+        if value is not None:
+            changes[option.knob] = value
+    return space.settings(**changes)
+
+
+def _nearest(wanted: KnobValue, values: Sequence[KnobValue]) -> KnobValue:
+    """The value itself, else the nearest number; None where there is nothing like it."""
+    if wanted in values:
+        return wanted
+    numbers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not numbers:
+        return None
+    target = wanted
+    return min(numbers, key=lambda number: abs(number - target))
