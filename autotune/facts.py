@@ -82,7 +82,8 @@ class WorkloadFacts:
     dataset_class: str | None = None
     """None for a loop without a DataLoader."""
     dataset_samples: int | None = None
-    """Length of one epoch in samples; None where it is unknown."""
+    """Samples that one epoch of *yours* trains on, those that `drop_last` leaves out not counted; None where
+    it is unknown."""
     iterable: bool = False
     sharded: bool = True
     """For an IterableDataset: whether it divides its samples among workers."""

@@ -115,6 +115,8 @@ class Measurement:
     blocks: tuple[Block, ...]
     warmup_s: float = 0.0
     """Steps on a held batch before anything is timed: kernels chosen, memory allocated."""
+    warmup_steps: int = 0
+    """How many steps took `warmup_s`; 0 in records that do not tell, where all of it counts as a cost."""
     startup_s: float = 0.0
     """From `iter(loader)` to the first batch, beyond what a steady step waits: workers starting."""
     restart_s: float = 0.0
@@ -170,6 +172,11 @@ class Measurement:
         """Part of the steady time in which the step waited for the loader, 0 to 1."""
         return sum(b.wait_s for b in self.steady) / sum(b.elapsed_s for b in self.steady)
 
+    @property
+    def warmup_excess_s(self) -> float:
+        """What the steps of the warm-up took beyond steady ones, whose batches were there already."""
+        return max(0.0, self.warmup_s - self.warmup_steps * self.step_s * (1 - self.wait_share))
+
     def run_s(self, samples: int | None, epochs: int | None = None) -> float | None:
         """Seconds to train `epochs` epochs of `samples` samples, starts included.
 
@@ -181,7 +188,7 @@ class Measurement:
         epoch_s = samples / self.samples_per_s
         if epochs is None:
             return self.restart_s + epoch_s
-        return self.warmup_s + self.startup_s + (epochs - 1) * self.restart_s + epochs * epoch_s
+        return self.warmup_excess_s + self.startup_s + (epochs - 1) * self.restart_s + epochs * epoch_s
 
     def effective_samples_per_s(self, samples: int | None, epochs: int | None = None) -> float:
         """Samples in a second over the run of `run_s`; the steady rate where the length is unknown."""

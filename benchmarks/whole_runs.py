@@ -216,7 +216,9 @@ def predict(runner: Runner, raw: RawFile, key: str, subject: Subject, settings: 
         settings=settings, stage="joint", window_s=subject.window_s, fresh_process=True, seed=seed
     )
     measured = decode(Measurement, raw.once(f"{key}/predicted", lambda: encode(measured_by(runner, spec))))
-    return predicted_parts(measured, subject.samples, subject.epochs)
+    samples = runner.describe().workload.dataset_samples  # fewer than the dataset holds, with drop_last
+    assert samples is not None, "these datasets have a length"
+    return predicted_parts(measured, samples, subject.epochs)
 
 
 def measured_by(runner: Runner, spec: TrialSpec) -> Measurement:

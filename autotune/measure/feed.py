@@ -97,20 +97,27 @@ class LoaderFeed:
         """Batches that workers prepare ahead."""
         return self.settings.num_workers * (self.settings.prefetch_factor or 2)
 
-    def time_restart(self) -> float | None:
-        """Seconds from the start of a further epoch to its first batch, with the workers still alive.
+    def end_epoch(self) -> float | None:
+        """End the epoch where it stands and take what is in flight.
 
-        Ends the epoch where it stands, takes what is in flight, and starts the next one. None where that
-        says nothing: without persistent workers every start is the first one, and a stream has no such end.
+        Returns:
+            Seconds from the last batch to the end, in which workers that do not live on are ended. None for
+            a stream: it has no end that could be brought about.
         """
-        if self.endless is None or not self.settings.persistent_workers:
+        if self.endless is None:
             return None
         self.endless.stop()
+        self._fetched.clear()
+        last = time.perf_counter()
         for _ in self._iterator:
-            pass
+            last = time.perf_counter()
+        return time.perf_counter() - last
+
+    def begin_epoch(self) -> float:
+        """Start the next epoch: seconds to its first batch, which `next` hands out."""
         started = time.perf_counter()
         self._iterator = iter(self.loader)
-        next(self._iterator)
+        self._fetched = [next(self._iterator)]
         return time.perf_counter() - started
 
     def failing_indices(self) -> list[int]:
@@ -214,10 +221,6 @@ class HeldFeed:
     def next(self) -> tuple[Any, int]:
         """The batch and its number of samples."""
         return self._batch, self._samples
-
-    def time_restart(self) -> float | None:
-        """Nothing restarts."""
-        return None
 
     def failing_indices(self) -> list[int]:
         """Nothing is fetched."""

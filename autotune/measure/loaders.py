@@ -59,10 +59,15 @@ class LoaderParts:
         return isinstance(self.dataset, IterableDataset)
 
     def samples(self) -> int | None:
-        """Samples in one epoch, None where nobody knows: a dataset that makes batches counts those."""
-        if self.batch_sampler is None and self.settings.batch_size is None:
+        """Samples that an epoch of *yours* trains on, without those that `drop_last` leaves out.
+
+        None where nobody knows: a dataset that makes batches counts those.
+        """
+        size = self.settings.batch_size
+        if self.batch_sampler is None and size is None:
             return None
-        return self._length()
+        samples = self._length()
+        return samples - samples % size if samples and size and self.drop_last else samples
 
     def _length(self) -> int | None:
         source = self.dataset if self.sampler is None or self.iterable else self.sampler

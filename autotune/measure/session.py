@@ -337,15 +337,11 @@ class Session:
     ) -> Measurement:
         assert isinstance(self._feed, (LoaderFeed, HeldFeed)), "measured from a feed"
         timer.memory.finish()
-        startup_s = timing.excess_start_s(self._feed.first_batch_s, blocks)
-        restart_s = startup_s
-        # Batches in flight have to be taken first: not at the price of the whole trial's running out of time.
-        drain_s = self._feed.in_flight * sum(b.elapsed_s for b in blocks) / sum(b.steps for b in blocks)
-        in_time = time.perf_counter() + 2 * drain_s < started + spec.timeout_s
-        if stopped == "window" and spec.mode != "compute" and in_time:
-            again_s = self._feed.time_restart()
-            if again_s is not None:
-                restart_s = timing.excess_start_s(again_s, blocks)
+        startup_s, restart_s = timing.excess_start_s(self._feed.first_batch_s, blocks), 0.0
+        if isinstance(self._feed, LoaderFeed):
+            restart_s = timing.time_restart(
+                timer, self._feed, blocks, at_most_s=spec.window_s, settled=stopped == "window"
+            )
         return timing.measurement(
             blocks,
             stopped,

@@ -12,7 +12,7 @@ import torch
 
 from autotune.measure.device import DeviceClock
 from autotune.measure.enough import Answer, compared
-from autotune.measure.feed import Feed
+from autotune.measure.feed import Feed, LoaderFeed
 from autotune.measure.load import LoadMeter
 from autotune.measure.memory import MemoryMeter
 from autotune.measure.steady import mark_transient
@@ -42,6 +42,8 @@ class WarmUp:
 
     elapsed_s: float
     """Seconds until the step time had settled."""
+    steps: int
+    """Steps run in `elapsed_s`."""
     step_s: float
     """Seconds of the last step."""
     first_loss: float | None
@@ -86,7 +88,15 @@ def warm_up(
         step(batch)
         clock.synchronize()
         last = time.perf_counter() - before
-    return WarmUp(elapsed_s=settled_s, step_s=last, first_loss=first)
+    return WarmUp(elapsed_s=settled_s, steps=count, step_s=last, first_loss=first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """The first steps after a start of the loader, one for each worker."""
+
+    steps: int
+    elapsed_s: float
 
 
 class BlockTimer:
@@ -103,16 +113,28 @@ class BlockTimer:
         self._load = LoadMeter()
         self.memory = MemoryMeter()
         self.last_loss: float | None = None
+        self.first_round = Round(steps=0, elapsed_s=0.0)
+        """What `discard` began with."""
+
+    def round(self, at_most_s: float) -> Round:
+        """A step for each worker, or as many as begin within `at_most_s` and one at least."""
+        started = time.perf_counter()
+        done = 0
+        while done < self._workers and (done == 0 or time.perf_counter() - started < at_most_s):
+            self._one()
+            done += 1
+        self._clock.synchronize()
+        return Round(steps=done, elapsed_s=time.perf_counter() - started)
 
     def discard(self, at_most_s: float) -> float:
-        """Steps that fill the pipeline: one for each worker, and all that is in flight if time allows.
+        """Steps that fill the pipeline: two for each worker, and all that is in flight if time allows.
 
         Returns:
             Seconds of a step, as seen, its batch included.
         """
-        self._one()  # apart from the others: its batch came with the start, and costs nothing here
-        self._clock.synchronize()
-        wanted = max(self._workers, self._feed.in_flight, 1)
+        # Apart from the others: the first batch came with the start, and costs nothing here.
+        self.first_round = self.round(at_most_s)
+        wanted = max(self._workers, self._feed.in_flight - self._workers)
         started = time.perf_counter()
         done = 0
         while done < wanted:
@@ -263,6 +285,48 @@ def excess_start_s(first_batch_s: float, blocks: tuple[Block, ...]) -> float:
     return max(0.0, first_batch_s - mean_wait_s)
 
 
+def excess_round_s(first_batch_s: float, first: Round, blocks: tuple[Block, ...]) -> float:
+    """What a start costs beyond as many steady steps, by the steps after it.
+
+    Workers that start together deliver their first batches together: after a long wait for the first one
+    come steps that do not wait at all, so that the first step alone would tell too much.
+    """
+    steady = steady_blocks(blocks)
+    step_s = sum(b.elapsed_s for b in steady) / sum(b.steps for b in steady)
+    return max(0.0, first_batch_s + first.elapsed_s - first.steps * step_s)
+
+
+def time_restart(
+    timer: BlockTimer, feed: LoaderFeed, blocks: tuple[Block, ...], *, at_most_s: float, settled: bool
+) -> float:
+    """Seconds that the start of a further epoch costs, the end of the workers before it included.
+
+    Workers that are started anew are started as they were for this trial: from a process whose memory is
+    warm. Where they are forked, that memory is copied piece by piece as the next step writes to it, which can
+    cost more than all the rest. So the trial's own start says it, and no other one is needed.
+
+    Args:
+        timer: after its blocks.
+        feed: of the same trial.
+        blocks: all that were measured.
+        at_most_s: seconds for steps after a restart.
+        settled: whether the trial is to go on for that at all. If not, ends cost nothing, and a restart of
+            workers that live on as much as their start.
+    """
+    startup_s = excess_start_s(feed.first_batch_s, blocks)
+    if not feed.in_flight:
+        return startup_s
+    # Batches in flight have to be taken first: not at the price of the whole trial's running out of time.
+    elapsed_s, steps = sum(b.elapsed_s for b in blocks), sum(b.steps for b in blocks)
+    drain_s = feed.in_flight * elapsed_s / steps
+    closing_s = feed.end_epoch() if settled and timer.has_time_for(2 * drain_s) else None
+    if not feed.settings.persistent_workers:
+        return (closing_s or 0.0) + excess_round_s(feed.first_batch_s, timer.first_round, blocks)
+    if closing_s is None:
+        return startup_s
+    return excess_round_s(feed.begin_epoch(), timer.round(at_most_s), blocks)
+
+
 def measurement(
     blocks: tuple[Block, ...],
     stopped: Stopped,
@@ -279,6 +343,7 @@ def measurement(
         blocks=blocks,
         stopped=stopped,
         warmup_s=warm.elapsed_s if warm is not None else 0.0,
+        warmup_steps=warm.steps if warm is not None else 0,
         startup_s=startup_s,
         restart_s=restart_s,
         peak_device_bytes=clock.peak_bytes(),

@@ -157,19 +157,34 @@ def test_what_workers_prepare_ahead() -> None:
     assert LoaderFeed(parts, LoaderSettings(batch_size=4, num_workers=3, prefetch_factor=4)).in_flight == 12
 
 
-def test_a_restart_is_timed_where_workers_live_on(started: Any, workers: Any) -> None:
-    """Without them every start is the first one, and a stream has no end that could be brought about."""
-    living = LoaderSettings(batch_size=4, num_workers=1, prefetch_factor=2, persistent_workers=True)
-    feed = started(parts_from(w.Rows(100), batch_size=4), living)
+def in_workers(persistent: bool) -> LoaderSettings:
+    return LoaderSettings(batch_size=4, num_workers=1, prefetch_factor=2, persistent_workers=persistent)
+
+
+def test_workers_that_live_on_start_the_next_epoch(started: Any, workers: Any) -> None:
+    """The same process, and the batch that came with the start is handed out like any other."""
+    feed = started(parts_from(w.Rows(100), batch_size=4), in_workers(True))
     feed.next()
     (worker,) = workers()
-    again_s = feed.time_restart()
-    assert again_s is not None
-    assert 0 < again_s < feed.first_batch_s + 5
+    assert feed.end_epoch() >= 0
     assert workers() == [worker]
-    feed.close()
-    assert started(parts_from(w.Rows(100), batch_size=4)).time_restart() is None
-    assert started(parts_from(w.ShardedStream(100), batch_size=4), living).time_restart() is None
+    assert feed.begin_epoch() > 0
+    assert workers() == [worker]
+    assert [feed.next()[1] for _ in range(3)] == [4, 4, 4]
+
+
+def test_workers_that_do_not_live_on_end_with_their_epoch(started: Any, workers: Any) -> None:
+    """The time of that is a part of the end; closing afterwards does no harm."""
+    feed = started(parts_from(w.Rows(100), batch_size=4), in_workers(False))
+    feed.next()
+    assert len(workers()) == 1
+    assert feed.end_epoch() > 0
+    assert workers() == []
+
+
+def test_a_stream_has_no_end_that_could_be_brought_about(started: Any) -> None:
+    """It ends where it ends."""
+    assert started(parts_from(w.ShardedStream(100), batch_size=4), in_workers(True)).end_epoch() is None
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -219,6 +234,5 @@ def test_a_held_batch_is_given_again_and_again() -> None:
     feed = HeldFeed(batch, 3)
     assert all(feed.next()[0] is batch and feed.next()[1] == 3 for _ in range(3))
     assert (feed.first_batch_s, feed.in_flight, feed.epochs, feed.restarts_s) == (0.0, 0, 0, [])
-    assert feed.time_restart() is None
     assert feed.failing_indices() == []
     feed.close()

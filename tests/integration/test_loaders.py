@@ -499,6 +499,13 @@ def test_the_samples_of_an_epoch(dataset: Any, samples: int | None) -> None:
     assert parts_from(dataset).samples() == samples
 
 
+@pytest.mark.parametrize(("drop_last", "samples"), [(False, 23), (True, 20)])
+def test_an_epoch_is_as_long_as_what_it_trains_on(drop_last: bool, samples: int) -> None:
+    """What `drop_last` leaves out does not count, whether a dataset or a loader says so."""
+    assert parts_from(Numbers(23), batch_size=5, drop_last=drop_last).samples() == samples
+    assert parts_from(DataLoader(Numbers(23), batch_size=5, drop_last=drop_last)).samples() == samples
+
+
 @pytest.mark.parametrize(
     ("dataset", "error"),
     [

@@ -257,6 +257,24 @@ def test_a_tiny_dataset_with_lasting_workers_has_its_restart_timed() -> None:
     assert 0 <= found.restart_s < found.startup_s
 
 
+def test_workers_that_start_anew_have_their_first_steps_and_their_end_counted() -> None:
+    """A further epoch costs more than its first batch, by what steps take after a start."""
+    session = session_of(Workload(w.Net(), w.Rows(64), batch_size=16, optimizer=w.sgd))
+    settings = session.describe().yours.replace(num_workers=1, prefetch_factor=2)
+    found = session.run(TrialSpec(settings=settings, stage="joint", window_s=0.1))
+    assert isinstance(found, Measurement)
+    assert found.restart_s > found.startup_s
+    assert found.warmup_steps >= 2
+
+
+def test_without_workers_a_further_epoch_starts_like_the_first() -> None:
+    """Nothing is forked, and nothing ends."""
+    session = session_of(Workload(w.Net(), w.Rows(64), batch_size=16, optimizer=w.sgd))
+    found = session.run(TrialSpec(settings=session.describe().yours, stage="joint", window_s=0.1))
+    assert isinstance(found, Measurement)
+    assert found.restart_s == found.startup_s
+
+
 def test_a_restart_is_not_timed_at_the_price_of_the_trial() -> None:
     """Where taking what is in flight would run past the trial's end, the measurement is kept as it is."""
     session = session_of(Workload(w.Net(), w.Rows(64, work_s=0.02), batch_size=8, optimizer=w.sgd))

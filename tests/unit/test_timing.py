@@ -14,6 +14,8 @@ from autotune.measure.timing import (
     BlockTimer,
     DivergedError,
     OutOfTimeError,
+    Round,
+    excess_round_s,
     excess_start_s,
     measure_blocks,
     warm_up,
@@ -106,6 +108,7 @@ def test_warm_up_ends_when_the_step_has_settled() -> None:
     warm = warm_up(step, None, DeviceClock(torch.device("cpu")), deadline=NEVER)
     assert len(ran) >= 2
     assert warm.step_s < 0.05 < warm.elapsed_s
+    assert warm.steps == len(ran)
     assert warm.first_loss == 1.0
 
 
@@ -123,6 +126,7 @@ def test_warm_up_goes_on_for_as_long_as_asked() -> None:
     assert time.perf_counter() - started >= 0.2
     assert len(ran) > 6
     assert warm.elapsed_s <= ran[6] - started
+    assert warm.steps <= 6
 
 
 def test_memory_is_looked_at_after_each_block() -> None:
@@ -140,3 +144,19 @@ def test_a_start_costs_what_it_takes_beyond_an_ordinary_wait() -> None:
     blocks = (Block(steps=10, samples=40, elapsed_s=2.0, wait_s=1.0),)
     assert excess_start_s(0.1, blocks) == 0
     assert excess_start_s(0.6, blocks) == pytest.approx(0.5)
+
+
+def test_a_start_costs_what_its_first_round_takes_beyond_steady_steps() -> None:
+    """Its first batch and its first steps, less as many steady ones; never less than nothing."""
+    blocks = (Block(steps=10, samples=40, elapsed_s=2.0, wait_s=1.0),)
+    assert excess_round_s(0.25, Round(steps=2, elapsed_s=0.5), blocks) == pytest.approx(0.35)
+    assert excess_round_s(0.0, Round(steps=2, elapsed_s=0.1), blocks) == 0
+
+
+def test_a_round_is_a_step_for_each_worker_while_there_is_time() -> None:
+    """At least one, however long it takes; `discard` begins with a round and keeps it."""
+    timer = timer_of(SlowFeed(0.001), workers=3)
+    timer.discard(1.0)
+    assert timer.first_round.steps == 3
+    assert timer.first_round.elapsed_s >= 0.002
+    assert timer.round(0.0).steps == 1

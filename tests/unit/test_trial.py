@@ -68,6 +68,19 @@ def test_a_run_counts_every_start() -> None:
     assert found.run_s(800, epochs=4) == pytest.approx(3 + 2 + 3 * 0.5 + 4 * 10)
 
 
+def test_steps_of_the_warm_up_are_steps_of_the_run() -> None:
+    """Only what they took beyond steady steps is a cost of its own: those take 0.075 s without their wait."""
+    found = measured(warmup_s=0.5, warmup_steps=4)
+    assert found.warmup_excess_s == pytest.approx(0.5 - 4 * 0.075)
+    assert found.run_s(800, epochs=2) == pytest.approx(0.2 + 2 + 0.5 + 20)
+    assert found.run_s(800) == measured().run_s(800)
+
+
+def test_a_warm_up_that_was_quicker_than_steady_steps_gives_nothing_back() -> None:
+    """No start makes a run shorter."""
+    assert measured(warmup_s=0.1, warmup_steps=4).warmup_excess_s == 0
+
+
 def test_without_a_number_of_epochs_one_of_many_counts() -> None:
     """One-time starts vanish in a long run, the restart of each epoch does not."""
     found = measured()
