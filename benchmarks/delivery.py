@@ -3,9 +3,9 @@
     python benchmarks/delivery.py tensors-resnet50 --workers 8 --precision bfloat16 --out delivery.json
 
 A thread of the training process takes each batch from the workers' shared memory, copies it to pinned memory
-and gives the shared pages back. While it does, it keeps the interpreter from the thread that launches
-kernels. One line for each way to run, in alternating rounds in one process: median samples/s, slowest and
-fastest.
+and gives the shared pages back. What that takes from the threads that launch kernels shows where batches are
+fetched and thrown away beside the step. One line for each way to run, in alternating rounds in one process:
+median samples/s, slowest and fastest.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/one_gpu.py photos-resnet50 tensors-resnet50 char-lm-gpu --budget 2m --out results.json
 
 After the tuner is done, *yours* and the tuned settings are measured again in alternating order beside the
-ceilings of the tuned settings (the loader alone, the step alone), all in fresh processes; the table is made
-from those.
+ceilings of the tuned settings (the loader alone, the step alone), all in fresh processes; what is printed is
+made from those.
 """
 
 from __future__ import annotations
@@ -70,16 +70,21 @@ def case(name: str, budget: str, rounds: int, window_s: float) -> dict[str, Any]
     }
 
 
-def line(result: dict[str, Any]) -> str:
-    """One row of the table."""
+def summary(result: dict[str, Any]) -> str:
+    """Rows of a workload: median samples/s of each side (slowest to fastest round), then what they say."""
     rate = {label: median(values) if values else float("nan") for label, values in result["rates"].items()}
     ceiling = min(rate["loader"], rate["compute"])
-    return (
-        f"{result['workload']:<18} yours {rate['yours']:>8.1f}  tuned {rate['tuned']:>8.1f}"
-        f"  {rate['tuned'] / rate['yours']:>5.2f}x"
-        f"  loader alone {rate['loader']:>8.1f}  step alone {rate['compute']:>8.1f}"
-        f"  of the lower ceiling {rate['tuned'] / ceiling:.3f}  tuning {result['tuning_s']:.0f} s"
+    names = {"yours": "yours", "tuned": "tuned", "loader": "loader alone", "compute": "step alone"}
+    rows = [
+        f"{result['workload']:<18} {names[label]:<13} {rate[label]:>9.1f}"
+        f"  ({min(values, default=rate[label]):.1f} to {max(values, default=rate[label]):.1f})"
+        for label, values in result["rates"].items()
+    ]
+    rows.append(
+        f"{result['workload']:<18} {rate['tuned'] / rate['yours']:.2f}x yours,"
+        f" {rate['tuned'] / ceiling:.3f} of the lower ceiling, tuned in {result['tuning_s']:.0f} s"
     )
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -96,8 +101,7 @@ def main() -> None:
         results.append(case(name, args.budget, args.rounds, args.window_s))
         if args.out is not None:
             args.out.write_text(json.dumps({"python": platform.python_version(), "cases": results}))
-        print(line(results[-1]), flush=True)
-    print("\n".join(line(result) for result in results))
+        print(summary(results[-1]), flush=True)
 
 
 if __name__ == "__main__":
