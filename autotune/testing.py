@@ -13,13 +13,16 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from autotune.facts import MachineFacts, WorkloadFacts
-from autotune.measure.seam import Description, GradientSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.recipe.guard import GradientMatch, NumericsRecord, NumericsRun, NumericsStep
 from autotune.recipe.noise_scale import GradientStats, GradientStep
 from autotune.settings import LoaderSettings, Settings
 from autotune.trial import Block, Failure, Measurement, Mode, Stopped, TrialSpec
+
+_Found = TypeVar("_Found", GradientStats, NumericsRecord)
 
 Rate = Callable[[Settings, Mode], float]
 """From settings and a mode to steady samples/s."""
@@ -126,6 +129,24 @@ def fake_gradients(noise: float, samples: int) -> Callable[[GradientSpec], Gradi
     return look
 
 
+def fake_numerics(spec: NumericsSpec, *, loss_change: float = 0.0, cosine: float = 1.0) -> NumericsRecord:
+    """Losses that fall from 2.3 to 1.8, those of the settings being higher by the part `loss_change`."""
+    falling = [2.3 - 0.5 * step / spec.steps for step in range(spec.steps)]
+    runs = [
+        NumericsRun(steps=tuple(NumericsStep(loss=scale * loss, gradient_norm=1.0) for loss in falling))
+        for scale in (1.0, 1.0 + loss_change)
+    ]
+    return NumericsRecord(
+        settings=spec.settings,
+        reference=spec.reference,
+        run=runs[1],
+        reference_run=runs[0],
+        again=runs[0],
+        gradients=GradientMatch(cosine=cosine, norm_ratio=1.0),
+        gradients_again=GradientMatch(cosine=1.0, norm_ratio=1.0),
+    )
+
+
 class FakeRunner:
     """A Runner whose measurements come from a function; time passes on its clock alone.
 
@@ -142,6 +163,7 @@ class FakeRunner:
         marks: what is seen in every block of a trial, from its spec.
         edge_failures: a Failure for settings that fail across the end of an epoch alone.
         gradients: what looking at gradients gives; a noise scale of a thousand samples when absent.
+        numerics: what comparing steps gives; no difference when absent.
     """
 
     def __init__(  # noqa: PLR0913  # each is something that a test may want otherwise
@@ -158,14 +180,18 @@ class FakeRunner:
         marks: Callable[[TrialSpec], tuple[str, ...]] = lambda spec: (),
         edge_failures: Callable[[Settings], Failure | None] = lambda settings: None,
         gradients: Callable[[GradientSpec], GradientStats | Failure] | None = None,
+        numerics: Callable[[NumericsSpec], NumericsRecord | Failure] = fake_numerics,
     ) -> None:
         self.rate, self.failures, self.startup_s, self.warmup_s = rate, failures, startup_s, warmup_s
         self.marks, self.edge_failures = marks, edge_failures
         self.clock = clock or FakeClock()
         self.description = description or fake_description()
         self.gradients = gradients or fake_gradients(1000.0, self.description.workload.batch_samples)
+        self.numerics = numerics
         self.specs: list[TrialSpec] = []
-        """All that was asked, in order."""
+        """All trials that were asked for, in order."""
+        self.compared: list[NumericsSpec] = []
+        """All comparisons of steps that were asked for, in order."""
         self.closed = False
         self._noise, self._random = noise, random.Random(seed)
         self._alive = False
@@ -194,15 +220,22 @@ class FakeRunner:
 
     def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
         """What the function says, after the steps that it takes."""
-        facts = self.description.workload
-        setup_s = 0.0 if self._alive else facts.setup_s
-        found = self.gradients(spec)
         micro_batches = spec.warm_steps + spec.steps * spec.micro_batches
-        wall_s = setup_s + micro_batches * facts.step_s
-        self._alive = wall_s <= spec.timeout_s and not isinstance(found, Failure)
-        if wall_s > spec.timeout_s:
-            message = f"it did not end within {spec.timeout_s:.0f} s"
-            found, wall_s = Failure(kind="timeout", message=message), spec.timeout_s
+        return self._stepped(self.gradients(spec), micro_batches, spec.timeout_s)
+
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
+        """What the function says, after the steps of three runs."""
+        self.compared.append(spec)
+        return self._stepped(self.numerics(spec), 3 * (spec.steps + 1), spec.timeout_s)
+
+    def _stepped(self, found: _Found | Failure, steps: int, timeout_s: float) -> _Found | Failure:
+        """What was found, after so many steps, or no time for them."""
+        facts = self.description.workload
+        wall_s = (0.0 if self._alive else facts.setup_s) + steps * facts.step_s
+        self._alive = wall_s <= timeout_s and not isinstance(found, Failure)
+        if wall_s > timeout_s:
+            message = f"it did not end within {timeout_s:.0f} s"
+            found, wall_s = Failure(kind="timeout", message=message), timeout_s
         self.clock.advance(wall_s)
         return dataclasses.replace(found, wall_s=wall_s)
 

@@ -72,6 +72,9 @@ def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:
     if request == "gradients":
         with _ended_after(argument.timeout_s + _GRACE_S):
             return "ok", session.probe_gradients(argument)
+    if request == "numerics":
+        with _ended_after(argument.timeout_s + _GRACE_S):
+            return "ok", session.compare_numerics(argument)
     assert isinstance(argument, TrialSpec), "the only other request is a trial"
     with _ended_after(argument.timeout_s + _GRACE_S):
         return "ok", session.run(argument)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.optim import Optimizer
 from torch.utils.data import SequentialSampler
 
 from autotune.measure import loaders, timing
 from autotune.measure.feed import Feed, HeldFeed
+from autotune.measure.tap import GradientSum, GradientTap
 from autotune.recipe.noise_scale import LEAST_STEPS, GradientStats, GradientStep
 from autotune.settings import LoaderSettings
 
@@ -80,7 +78,7 @@ class _Probe:
         self._kit = session.make_kit(spec.settings.replace(precision="float32"))
         self._parts = None if session.parts is None else self._shuffled(session.parts)
         self._squares: list[float] = []
-        self._tap: _Tap | None = None
+        self._tap: GradientTap | None = None
 
     def run(self) -> tuple[GradientStep, ...]:
         """Warm steps, then the sums, then a check that the loss is a mean.
@@ -92,11 +90,12 @@ class _Probe:
         draws = self._draws()
         for _ in range(self._spec.warm_steps):
             self._kit.step(draws.next(self._deadline))
-        self._tap = _Tap(self._kit.optimizers.values())
-        steps = self._steps(draws, self._tap)
-        if 2 * sum(step.finite for step in steps) < len(steps):
-            raise timing.DivergedError("most gradients are NaN or infinite")
-        self._check_mean(self._tap)
+        self._tap = GradientTap(self._kit.optimizers.values())
+        with self._tap.standing_still():
+            steps = self._steps(draws, self._tap)
+            if 2 * sum(step.finite for step in steps) < len(steps):
+                raise timing.DivergedError("most gradients are NaN or infinite")
+            self._check_mean(self._tap)
         return steps
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class _Probe:
         loader = replace(self._spec.settings.loader, batch_size=self._parts.settings.batch_size)
         return _Draws(self._session.open_feed(self._parts, loader), self._samples)
 
-    def _steps(self, draws: _Draws, tap: _Tap) -> tuple[GradientStep, ...]:
+    def _steps(self, draws: _Draws, tap: GradientTap) -> tuple[GradientStep, ...]:
         steps: list[GradientStep] = []
         ends = time.perf_counter() + self._spec.window_s
         while len(steps) < self._spec.steps:
@@ -143,9 +142,9 @@ class _Probe:
             steps.append(self._one_step(draws, tap))
         return tuple(steps)
 
-    def _one_step(self, draws: _Draws, tap: _Tap) -> GradientStep:
+    def _one_step(self, draws: _Draws, tap: GradientTap) -> GradientStep:
         count, before = self._spec.micro_batches, tap.weights()
-        squares, total = [], _Sum()
+        squares, total = [], GradientSum()
         for _ in range(count):
             seen = self._gradients(draws, tap)
             squares.append(seen.square())
@@ -158,14 +157,14 @@ class _Probe:
         self._squares += squares
         return GradientStep(mean_of_squares=sum(squares) / count, square_of_mean=total.square() / count**2)
 
-    def _gradients(self, draws: _Draws, tap: _Tap) -> _Sum:
+    def _gradients(self, draws: _Draws, tap: GradientTap) -> GradientSum:
         self._kit.step(draws.next(self._deadline))
         seen = tap.take()
         if not seen:
             raise _RefusedError("no gradient reached the parameters that the optimizer holds")
         return seen
 
-    def _check_mean(self, tap: _Tap) -> None:
+    def _check_mean(self, tap: GradientTap) -> None:
         """Refuse a loss that is summed over samples: its gradient grows with the batch by itself.
 
         With k times the samples the square of a mean's gradient is between 1/k and 1 times as large, that of
@@ -198,7 +197,7 @@ class _Probe:
                 "rate can be chosen apart"
             )
 
-    def _other_squares(self, size: int, tap: _Tap) -> list[float]:
+    def _other_squares(self, size: int, tap: GradientTap) -> list[float]:
         """Squares of gradients of batches of another size; empty where nobody can ask for that."""
         if self._parts is None or self._parts.batch_sampler is not None:
             return []
@@ -231,82 +230,3 @@ class _Draws:
         raise _RefusedError(
             f"batches hold different numbers of samples: {_MISSES} in a row were not of {self._samples}"
         )
-
-
-class _Sum:
-    """Gradients by parameter, added up in float32 or wider."""
-
-    def __init__(self) -> None:
-        self._by_parameter: dict[int, torch.Tensor] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._by_parameter)
-
-    def add(self, number: int, gradient: torch.Tensor) -> None:
-        """Add one gradient; it may be changed in place afterwards."""
-        gradient = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        known = self._by_parameter.get(number)
-        if known is None:
-            self._by_parameter[number] = gradient.to(wide) if gradient.dtype != wide else gradient.clone()
-        elif known.is_sparse:  # torch adds sparse to dense, not the other way round
-            self._by_parameter[number] = gradient.to(wide) + known
-        else:
-            known.add_(gradient)
-
-    def absorb(self, other: _Sum) -> None:
-        """Add all of another sum, which is not used again."""
-        if not self._by_parameter:
-            self._by_parameter = other._by_parameter
-            return
-        for number, gradient in other._by_parameter.items():
-            self.add(number, gradient)
-
-    def square(self) -> float:
-        """The squared norm over all parameters."""
-        return _square(self._by_parameter.values())
-
-
-class _Tap:
-    """Sees each gradient on its way to the parameters that optimizers hold, and lets no optimizer step."""
-
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
-        self._optimizers = list(optimizers)
-        held = {id(p): p for o in self._optimizers for group in o.param_groups for p in group["params"]}
-        self._parameters = [p for p in held.values() if p.requires_grad]
-        self._seen = _Sum()
-        self._handles = [p.register_hook(self._seer(number)) for number, p in enumerate(self._parameters)]
-        for optimizer in self._optimizers:
-            optimizer.step = _stand_still  # type: ignore[method-assign]
-
-    def _seer(self, number: int) -> Any:
-        def see(gradient: torch.Tensor) -> None:
-            self._seen.add(number, gradient)
-
-        return see
-
-    def take(self) -> _Sum:
-        """What came since the last time; several backward passes in one micro-batch add up."""
-        seen, self._seen = self._seen, _Sum()
-        return seen
-
-    def weights(self) -> float:
-        """A figure that changes when the weights do."""
-        return _square(p.detach() for p in self._parameters)
-
-    def close(self) -> None:
-        """Let gradients and optimizers go."""
-        for handle in self._handles:
-            handle.remove()
-        for optimizer in self._optimizers:
-            del optimizer.step  # the class's own shows again
-
-
-def _stand_still(closure: Any = None) -> Any:
-    return None if closure is None else closure()
-
-
-def _square(tensors: Iterable[torch.Tensor]) -> float:
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    norm = float(torch.nn.utils.get_total_norm(dense))
-    return norm * norm  # a power of floats raises where a product is infinite

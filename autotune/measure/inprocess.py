@@ -14,8 +14,9 @@ from torch import nn
 from autotune.errors import ModelError
 from autotune.measure import flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
-from autotune.measure.seam import Description, GradientSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec
 from autotune.measure.session import Session
+from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
 from autotune.trial import Failure, Measurement, TrialSpec
 from autotune.workload import Workload
@@ -62,6 +63,11 @@ class InProcessRunner:
         """Sums of the copy's gradients."""
         with flags.preserved():
             return self._ready().probe_gradients(spec)
+
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
+        """The same steps of the copy under both settings."""
+        with flags.preserved():
+            return self._ready().compare_numerics(spec)
 
     def close(self) -> None:
         """Let the copy go."""

@@ -13,7 +13,8 @@ from autotune.measure.bench import failure_of_crash
 from autotune.measure.classify import classify_exit
 from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
 from autotune.measure.payload import Payload
-from autotune.measure.seam import Description, GradientSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
 from autotune.settings import Settings
 from autotune.space.rules import needs_own_process
@@ -92,6 +93,19 @@ class ProcessRunner:
         self._used, self._last_step = True, spec.settings
         outcome = self._outcome(kind, value, started)
         assert isinstance(outcome, (GradientStats, Failure)), "gradients are seen, or there is a reason"
+        return outcome
+
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
+        """The same steps under both settings, in the bench process."""
+        if self._last_step is not None and needs_own_process(self._last_step, spec.settings):
+            self._drop()
+        started = time.monotonic()
+        kind, value = self._ask("numerics", spec, spec.timeout_s)
+        self._used, self._last_step = True, spec.settings
+        if needs_own_process(spec.reference, spec.settings):
+            self._drop()  # it has run both ways, and would show neither
+        outcome = self._outcome(kind, value, started)
+        assert isinstance(outcome, (NumericsRecord, Failure)), "steps are compared, or there is a reason"
         return outcome
 
     def _outcome(self, kind: str, value: Any, started: float) -> Any:

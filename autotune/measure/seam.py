@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autotune.facts import MachineFacts, WorkloadFacts
+from autotune.recipe.guard import STEPS, NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
 from autotune.settings import Settings
 from autotune.trial import Failure, Measurement, TrialSpec
@@ -52,6 +53,24 @@ class GradientSpec:
         assert self.warm_steps >= 0, "steps are counted from the weights as handed over"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumericsSpec:
+    """What a Runner is asked to compare: the same steps under two settings, from the same weights."""
+
+    settings: Settings
+    reference: Settings
+    """The same, but for the knobs whose effect on training is asked for."""
+    steps: int = STEPS
+    window_s: float = 20.0
+    """Seconds after which the reference is not run once more to see how far it differs from itself."""
+    timeout_s: float = 120.0
+    """Wall seconds after which the bench process is ended."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.steps >= 1, "there is nothing to compare without a step"
+
+
 class Runner(Protocol):
     """Runs trials. Implementations never let an exception of the user's code out of `run`."""
 
@@ -72,6 +91,10 @@ class Runner(Protocol):
 
         Gradients that give no noise scale come back as stats with a reason in `refused`.
         """
+        ...
+
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
+        """The same steps, in the user's own batch size, under both settings; all is put back."""
         ...
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from autotune.measure import (
     edge,
     flags,
     gradients,
+    guard,
     limits,
     loaders,
     losses,
@@ -36,8 +37,9 @@ from autotune.measure.classify import classify
 from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed, TailFeed
-from autotune.measure.seam import Description, GradientSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec
 from autotune.measure.stepkit import StepKit, is_channels_last
+from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
 from autotune.settings import LoaderSettings, Settings
 from autotune.space.rules import canonical
@@ -230,8 +232,12 @@ class Session:
         """Sums of the user's own gradients; everything is put back, as after a trial."""
         return self._guarded(spec, "gradients", lambda started: gradients.collect(self, spec, started))
 
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
+        """The same steps under two settings; everything is put back, as after a trial."""
+        return self._guarded(spec, "numerics", lambda started: guard.compare(self, spec, started))
+
     def _guarded(
-        self, spec: TrialSpec | GradientSpec, phase: str, body: Callable[[float], _T]
+        self, spec: TrialSpec | GradientSpec | NumericsSpec, phase: str, body: Callable[[float], _T]
     ) -> _T | Failure:
         """What `body` gives, or what became of it."""
         started = time.perf_counter()

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from autotune.codec import decode, encode
-from autotune.measure.seam import Description, GradientSpec, Runner
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, Runner
+from autotune.recipe.guard import NumericsRecord, judge_numerics
 from autotune.recipe.noise_scale import GradientStats
 from autotune.trial import Failure, Measurement, TrialSpec
 
@@ -110,8 +111,8 @@ class RunnerContract:
         runner.close()
 
 
-class GradientsContract(RunnerContract):
-    """The seam with gradients: for Runners that have a step to look at, and not a record of one."""
+class StepsContract(RunnerContract):
+    """The seam with gradients and numerics: for Runners that have a step to look at, not a record of one."""
 
     def test_gradients_are_seen_between_trials(self, runner: Runner) -> None:
         """Sums of as many steps as were asked for, or a reason; they survive JSON, and trials go on."""
@@ -129,6 +130,27 @@ class GradientsContract(RunnerContract):
         """A timeout gives a Failure, not an exception, and the next trial runs."""
         yours = runner.describe().yours
         found = runner.probe_gradients(GradientSpec(settings=yours, timeout_s=0.001))
+        assert isinstance(found, Failure)
+        assert found.kind == "timeout"
+        assert self.measured(runner).samples > 0
+
+    def test_numerics_are_compared_between_trials(self, runner: Runner) -> None:
+        """As many steps as asked for; *yours* is the same as itself; it survives JSON, and trials go on."""
+        yours = runner.describe().yours
+        found = runner.compare_numerics(NumericsSpec(settings=yours, reference=yours, steps=9))
+        assert isinstance(found, NumericsRecord), found
+        assert (found.settings, found.reference, found.refused) == (yours, yours, "")
+        assert found.again is not None
+        assert [len(run.steps) for run in (found.run, found.reference_run, found.again)] == [9, 9, 9]
+        assert all(step.loss is not None and step.finite for step in found.run.steps)
+        assert judge_numerics(found).kind == "same"
+        assert decode(NumericsRecord, json.loads(json.dumps(encode(found)))) == found
+        assert self.measured(runner).samples > 0
+
+    def test_no_time_for_numerics_is_a_typed_failure(self, runner: Runner) -> None:
+        """A timeout gives a Failure, not an exception, and the next trial runs."""
+        yours = runner.describe().yours
+        found = runner.compare_numerics(NumericsSpec(settings=yours, reference=yours, timeout_s=0.001))
         assert isinstance(found, Failure)
         assert found.kind == "timeout"
         assert self.measured(runner).samples > 0

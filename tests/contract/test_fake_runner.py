@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from contract.runner_contract import GradientsContract
+from contract.runner_contract import StepsContract
 from search_worlds import fake_runner
 
 from autotune.trial import TrialSpec
 
 
-class TestFakeRunner(GradientsContract):
+class TestFakeRunner(StepsContract):
     """The contract, on a made-up machine."""
 
     @pytest.fixture

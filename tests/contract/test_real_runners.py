@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import workloads as w
-from runner_contract import GradientsContract
+from runner_contract import StepsContract
 
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.payload import pickle_workload
@@ -17,7 +17,7 @@ from autotune.workload import Workload
 ROWS = Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16)
 
 
-class RealRunnerContract(GradientsContract):
+class RealRunnerContract(StepsContract):
     """The contract, with one runner for all tests of a class, as in a run."""
 
     def test_closing_twice_is_safe(self) -> None:  # type: ignore[override]

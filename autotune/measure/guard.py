@@ -1,0 +1,245 @@
+"""The same steps under two settings, one run after the other from the same weights, for a guard to judge.
+
+Batches are drawn once, in the user's own size, and held on the host, as many as `HELD_BYTES` take; where that
+is fewer than there are steps, they come round again. Each run begins at the initial weights and the same
+random numbers. Before it, the gradient of the first batch is looked at while no optimizer steps: there the
+weights are equal, so that rounding alone tells the gradients apart. A float16 scaler is lowered there until
+nothing overflows and keeps that factor: a run that lost its first steps to that would be behind for a reason
+that a longer training does not have.
+
+The reference runs once more where there is time: the batches of the first two thirds in reverse order, with
+other random numbers. How far its losses over the last third move says what is no more than chance.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.dropout import _DropoutNd
+
+from autotune.measure import batches, flags, timing
+from autotune.measure.tap import GradientSum, GradientTap
+from autotune.recipe.guard import GradientMatch, NumericsRecord, NumericsRun, NumericsStep, late_steps
+from autotune.settings import LoaderSettings, Settings
+
+if TYPE_CHECKING:
+    from autotune.measure.seam import NumericsSpec
+    from autotune.measure.session import Session
+    from autotune.measure.stepkit import StepKit
+
+HELD_BYTES = 256 << 20
+"""Batches held on the host; two at least, whatever they take."""
+_SCALES = 18
+"""Factors that a scaler is given to find one without overflow: 65536 halved until it is under 1."""
+_SHARE = 0.01
+"""With less of the gradient's norm a parameter has a direction of noise, such as a bias before batch norm."""
+
+
+def compare(session: Session, spec: NumericsSpec, started: float) -> NumericsRecord:
+    """Both runs, and the reference once more where there is time. Weights and buffers are put back.
+
+    Args:
+        session: its models are used, and are at their initial weights afterwards.
+        spec: what is asked.
+        started: `time.perf_counter()` when it was asked.
+
+    Raises:
+        OutOfTimeError: at `spec.timeout_s`.
+    """
+    deadline = started + spec.timeout_s
+    drawn = _drawn(session, spec, deadline)
+    order = [number % len(drawn) for number in range(spec.steps)]
+    runs = _Runs(session, drawn, deadline)
+    before_s = time.perf_counter()
+    reference = runs.run(spec.reference, order, spec.seed)
+    run_s = time.perf_counter() - before_s
+    other = runs.run(spec.settings, order, spec.seed)
+    record = NumericsRecord(
+        settings=spec.settings,
+        reference=spec.reference,
+        run=other.run,
+        reference_run=reference.run,
+        gradients=_match(reference, other),
+    )
+    del other
+    if time.perf_counter() + run_s <= min(started + spec.window_s, deadline):
+        late = late_steps(spec.steps)
+        shuffled = [*order[:-late][::-1], *order[-late:]]
+        # A step that makes its own batches makes others of other random numbers: those would be no repeat.
+        seed = spec.seed + (session.parts is not None)
+        again = runs.run(spec.reference, shuffled, seed)
+        record = replace(record, again=again.run, gradients_again=_match(reference, again))
+    session.restore()
+    return replace(record, wall_s=time.perf_counter() - started)
+
+
+def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
+    """As many batches as there are steps, or as fit into `HELD_BYTES`; a loop without a loader has none."""
+    if session.parts is None:
+        return [None]
+    workers = spec.settings.loader
+    loader = LoaderSettings(
+        batch_size=session.parts.settings.batch_size,
+        num_workers=workers.num_workers,
+        prefetch_factor=workers.prefetch_factor,
+    )
+    feed = session.open_feed(session.parts, loader)
+    drawn: list[Any] = []
+    held = 0
+    while len(drawn) < spec.steps and (len(drawn) < 2 or held < HELD_BYTES):
+        timing.in_time(deadline)
+        batch, _ = feed.next()
+        drawn.append(_copied(batch))  # what comes from a worker holds shared memory
+        held += batches.batch_bytes(batch)
+    return drawn
+
+
+def _copied(batch: Any) -> Any:
+    """A step may change its batch in place, and the next run is to see it as it was."""
+    return None if batch is None else batches.map_tensors(batch, torch.Tensor.clone)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A run, and the gradient at its start, on the host, without the scaler's factor."""
+
+    run: NumericsRun
+    gradient: dict[str, torch.Tensor] | None
+
+
+class _Runs:
+    """Runs of the same workload on the same batches."""
+
+    def __init__(self, session: Session, drawn: Sequence[Any], deadline: float) -> None:
+        self._session, self._drawn, self._deadline = session, drawn, deadline
+
+    def run(self, settings: Settings, order: Sequence[int], seed: int) -> _Seen:
+        """The gradient of the first batch, then a step on each batch in `order`, from the initial weights.
+
+        Raises:
+            OutOfTimeError: after the deadline.
+        """
+        session = self._session
+        # One run's switches must not be left for the next: `apply_flags` turns on more than it turns off.
+        flags.write_user_flags(session.user_flags)
+        flags.apply_flags(settings.compute, session.user_flags, session.device.type)
+        kit = session.make_kit(settings)
+        tap = GradientTap(kit.optimizers.values())
+        try:
+            gradient = self._first_gradient(kit, tap, seed)
+            session.restore()  # buffers: a look moves the statistics of batch norm
+            flags.seed_everything(seed)
+            steps = tuple(self._step(kit, tap, self._drawn[number]) for number in order)
+        finally:
+            tap.close()
+        return _Seen(NumericsRun(steps=steps, scale=_scale(kit)), gradient)
+
+    def _first_gradient(self, kit: StepKit, tap: GradientTap, seed: int) -> dict[str, torch.Tensor] | None:
+        """None where none is seen, or none is finite at any scale.
+
+        Without dropout: on a GPU the same seed drops other units in another format.
+        """
+        for model in kit.models.values():
+            for module in model.modules():
+                if isinstance(module, _DropoutNd):
+                    module.training = False
+        with tap.standing_still():
+            for _ in range(_SCALES):
+                timing.in_time(self._deadline)
+                flags.seed_everything(seed)
+                scale = _scale(kit) or 1.0
+                kit.step(_copied(self._drawn[0]))
+                seen = tap.take()
+                if seen and math.isfinite(seen.norm()):
+                    return _named(seen, tap, kit, scale)
+                if not seen or kit.scaler is None:
+                    return None
+        return None
+
+    def _step(self, kit: StepKit, tap: GradientTap, batch: Any) -> NumericsStep:
+        timing.in_time(self._deadline)
+        before = _scale(kit)
+        returned = kit.step(_copied(batch))
+        seen, after = tap.take(), _scale(kit)
+        single = isinstance(returned, torch.Tensor) and returned.numel() == 1
+        loss = float(returned) if single else None
+        norm = seen.norm() / (before or 1.0) if seen else None
+        return NumericsStep(
+            loss=_finite(loss),
+            gradient_norm=_finite(norm),
+            finite=_finite(loss) == loss and _finite(norm) == norm,
+            skipped=before is not None and after is not None and after < before,
+        )
+
+
+def _scale(kit: StepKit) -> float | None:
+    return None if kit.scaler is None else float(kit.scaler.get_scale())
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _named(seen: GradientSum, tap: GradientTap, kit: StepKit, scale: float) -> dict[str, torch.Tensor]:
+    names = {
+        id(p): f"{model}.{name}" if model else name
+        for model, module in kit.models.items()
+        for name, p in module.named_parameters()
+    }
+    return {
+        names.get(id(tap.parameters[number]), f"parameter {number}"): _dense(gradient) / scale
+        for number, gradient in seen.by_parameter.items()
+    }
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return (gradient.to_dense() if gradient.is_sparse else gradient).cpu()
+
+
+def _match(reference: _Seen, other: _Seen) -> GradientMatch | None:
+    """How two gradients agree, in float64; None where one of them was not seen or is zero."""
+    if reference.gradient is None or other.gradient is None:
+        return None
+    products: dict[str, tuple[float, float, float]] = {}
+    for name in reference.gradient.keys() | other.gradient.keys():
+        mine, theirs = other.gradient.get(name), reference.gradient.get(name)
+        products[name] = _products(theirs, mine)
+    dot, theirs_square, mine_square = (math.fsum(parts) for parts in zip(*products.values()))
+    cosine = _cosine(dot, theirs_square, mine_square)
+    if cosine is None:
+        return None
+    heavy = {
+        name: found
+        for name, (d, t, m) in products.items()
+        if t >= _SHARE**2 * theirs_square and (found := _cosine(d, t, m)) is not None
+    }
+    worst = min(heavy, key=lambda name: (heavy[name], name), default="")
+    return GradientMatch(
+        cosine=cosine,
+        norm_ratio=math.sqrt(mine_square / theirs_square),
+        worst_cosine=heavy.get(worst, cosine),
+        worst_parameter=worst,
+    )
+
+
+def _products(theirs: torch.Tensor | None, mine: torch.Tensor | None) -> tuple[float, float, float]:
+    """Inner product and both squares; a gradient that is not there is zero."""
+    a = None if theirs is None else theirs.double().flatten()
+    b = None if mine is None else mine.double().flatten()
+    return (
+        0.0 if a is None or b is None else float(a @ b),
+        0.0 if a is None else float(a @ a),
+        0.0 if b is None else float(b @ b),
+    )
+
+
+def _cosine(dot: float, theirs: float, mine: float) -> float | None:
+    """None where there is nothing to agree with; 0 where one side alone is zero."""
+    if theirs <= 0:
+        return None
+    return dot / math.sqrt(theirs * mine) if mine > 0 else 0.0
