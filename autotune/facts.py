@@ -105,6 +105,15 @@ class WorkloadFacts:
     """Whether the user asked for deterministic algorithms."""
     learning_rates: tuple[float, ...] = ()
     """One for each param group."""
+    weight_decays: tuple[float, ...] = ()
+    """One for each param group."""
+    decoupled_weight_decay: bool = False
+    """Whether weight decay shrinks the weights themselves, as AdamW's does, not through the gradient."""
+    beta2s: tuple[float | None, ...] = ()
+    """Decay of the second moment, one for each param group: Adam's beta2, RMSprop's alpha; None without."""
+    batch_norm_momenta: tuple[float, ...] = ()
+    """The different momenta of the model's BatchNorm layers."""
+    has_attention: bool = False
     first_loss: float | None = None
     step_s: float = 0.0
     """Seconds of one step as first seen, for planning only."""

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from autotune.errors import UsageError
-from autotune.measure import flags, losses, optimizers
+from autotune.measure import batches, flags, losses, optimizers
+from autotune.measure.applying import SchedulerInterval, apply_recipe
 from autotune.measure.device import choose_device
+from autotune.measure.large_batch import build_large_batch
 from autotune.measure.models import build_models
+from autotune.measure.schedules import SampleScheduler
 from autotune.measure.stepkit import StepKit
 from autotune.outcome import Recipe
-from autotune.recipe.scaling import warmup_factor
+from autotune.recipe.large_batch import large_batch_recipe
 from autotune.settings import Settings
-
-_SCALED_FOR = "scaled_for_batch_size"
-"""Key in a param group: its learning rate is the recipe's for this batch size."""
 
 
 class Kit(StepKit):
@@ -33,12 +32,20 @@ class Kit(StepKit):
 
     Models go to the device and take the memory order of the settings; the optimizer is switched to its
     fused step; torch's switches (cudnn.benchmark, TF32, threads) are set at once and put back by `close()`
-    or at the end of the `with` block. Where the batch size was changed, `scheduler` warms the scaled
-    learning rate up: each step of the optimizer advances it, in any loop, and one that the scaler skipped
-    does not. A scheduler of your own is made after the kit, so that it starts from the scaled rate.
+    or at the end of the `with` block.
+
+    Where the batch size was changed, learning rates, weight decay, beta2 and the momentum of BatchNorm
+    become those of the recipe, once for an optimizer and a model. `scheduler` drives the warmup, and the
+    recipe's decay or your own scheduler, if it was handed over, by samples: each step of the optimizer
+    advances it, in any loop, and one that the scaler skipped does not. Any other scheduler of your own is
+    made after the kit, so that it starts from the scaled rate.
+
+    With a recipe that gathers gradients of several batches, `zero_grad`, `backward` and `optimizer_step`
+    know which batch it is: only the last steps the optimizer. What is left over at the end of an epoch goes
+    into the first step of the next.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # as many as `make_kit` gathers
         self,
         *,
         models: Mapping[str, nn.Module],
@@ -49,6 +56,8 @@ class Kit(StepKit):
         step: Callable[[Any, Any], Any] | None = None,
         train_step: Callable[[Any, Any], Any] | None = None,
         recipe: Recipe | None = None,
+        scheduler: Any = None,
+        scheduler_interval: SchedulerInterval = "step",
     ) -> None:
         self._loss, self._user_step = loss, step
         self._flags = contextlib.ExitStack()
@@ -63,15 +72,26 @@ class Kit(StepKit):
                 device=device,
                 train_step=train_step,
             )
+            self.schedulers: dict[str, SampleScheduler] = apply_recipe(
+                recipe,
+                self.models,
+                self.optimizers,
+                scheduler=scheduler,
+                interval=scheduler_interval,
+                batch_size=settings.loader.batch_size,
+            )
         except BaseException:
             self.close()  # no kit, so nobody else would
             raise
         self.recipe = recipe
-        self.schedulers = _scaled(self.optimizers, recipe)
+        self.samples_seen = 0
+        """Samples in the batches given to `step`, those of steps that the scaler skipped too."""
+        self._gather = recipe.accumulation_steps if recipe is not None else 1
+        self._gathered = 0
 
     @property
-    def scheduler(self) -> LRScheduler | None:
-        """The warmup of the optimizer, or of the first of several; None where there is nothing to warm up."""
+    def scheduler(self) -> SampleScheduler | None:
+        """What drives the learning rates of the optimizer, or of the first of several; None without."""
         return next(iter(self.schedulers.values()), None)
 
     def step(self, batch: Any) -> torch.Tensor:
@@ -83,11 +103,82 @@ class Kit(StepKit):
         Raises:
             LossError: at the first batch, when no loss was given and none can be inferred.
         """
+        self.samples_seen += batches.count_samples(batch, self.settings.loader.batch_size or 1)
         if self._loss_of is None and self._train_step is None:
             self._loss_of = losses.plan_loss(
                 self.model, self.to_device(batch), loss=self._loss, step=self._user_step
             ).loss_of
-        return super().step(batch)
+        if self._gather == 1 or self._loss_of is None:
+            return super().step(batch)
+        moved = self.to_device(batch)
+        self.zero_grad()
+        with self.autocast():
+            loss = self._loss_of(self.model, moved)
+        self.backward(loss)
+        self.optimizer_step()
+        return loss.detach()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, where none are being gathered."""
+        if self._gathered == 0:
+            super().zero_grad()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass, through the scaler where there is one; gathered gradients are averaged."""
+        super().backward(loss / self._gather if self._gather > 1 else loss)
+
+    def optimizer_step(
+        self, optimizer: Optimizer | str | None = None, *, clip_grad_norm: float | None = None
+    ) -> None:
+        """As in `StepKit`; where gradients are gathered, a step is taken with the last batch alone."""
+        self._gathered = (self._gathered + 1) % self._gather
+        if self._gathered == 0:
+            super().optimizer_step(optimizer, clip_grad_norm=clip_grad_norm)
+
+    def ema_decay(self, decay: float) -> float:
+        """The decay, for this batch size, of an average of the weights that is taken at every step."""
+        return decay if self.recipe is None else float(decay**self.recipe.ema_power)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizers, scaler, schedules and counts: all that a run goes on from.
+
+        Gradients that are being gathered are not in it: their batches are learnt from anew, or not at all.
+        """
+        return {
+            "models": {name: model.state_dict() for name, model in self.models.items()},
+            "optimizers": {name: one.state_dict() for name, one in self.optimizers.items()},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "schedulers": {name: one.state_dict() for name, one in self.schedulers.items()},
+            "samples_seen": self.samples_seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with a kit that was made like the one saved.
+
+        Raises:
+            UsageError: for the state of a kit with other models, optimizers or schedules.
+        """
+        for what, mine in (
+            ("models", self.models),
+            ("optimizers", self.optimizers),
+            ("schedulers", self.schedulers),
+        ):
+            if set(state[what]) != set(mine):
+                raise UsageError(
+                    f"the saved state is of other {what}",
+                    why=f"saved: {sorted(state[what])}; here: {sorted(mine)}",
+                    fix="make the kit with the same profile, model, optimizer and scheduler",
+                )
+        for name, model in self.models.items():
+            model.load_state_dict(state["models"][name])
+        for name, one in self.optimizers.items():
+            one.load_state_dict(state["optimizers"][name])
+        for name, schedule in self.schedulers.items():
+            schedule.load_state_dict(state["schedulers"][name])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.samples_seen = state["samples_seen"]
+        self._gathered = 0
 
     def close(self) -> None:
         """Put torch's switches back; the model stays as it is."""
@@ -100,7 +191,7 @@ class Kit(StepKit):
         self.close()
 
 
-def make_kit(
+def make_kit(  # noqa: PLR0913  # each option is the user's
     settings: Settings,
     recipe: Recipe | None,
     model: Any,
@@ -110,26 +201,39 @@ def make_kit(
     step: Callable[[Any, Any], Any] | None = None,
     train_step: Callable[[Any, Any], Any] | None = None,
     device: str | None = None,
+    scheduler: Any = None,
+    scheduler_interval: SchedulerInterval = "step",
+    large_batch: bool = False,
 ) -> Kit:
     """A kit for the user's model.
 
     Args:
         settings: what to apply.
-        recipe: learning rates for a changed batch size; None leaves learning alone.
+        recipe: how learning goes with a changed batch size; None leaves learning alone.
         model: an `nn.Module`, a dict of them, or a function that makes one. Changed in place.
         optimizer: an Optimizer of that model, a function `params -> Optimizer`, or a dict of either. Where
-            the batch size was changed its learning rates are scaled, once.
+            the batch size was changed its numbers are made the recipe's, once.
         loss, step, train_step: as for `autotune.Workload`; inferred at the first batch without.
         device: where to train; chosen as in tuning without.
+        scheduler: a scheduler of the optimizer as you use it with your own batch size, a function
+            `optimizer -> scheduler`, or a dict of either by the optimizers' names. One of torch's that
+            counts steps is advanced by the kit, at the same samples as with your own batch size; leave its
+            `step()` out of your loop. Any other stays yours to step, with a warning.
+        scheduler_interval: `epoch` for a scheduler that you step once an epoch: it stays yours to step.
+        large_batch: train with LARS or LAMB as the recipe offers it, in place of `optimizer`.
 
     Raises:
-        AutotuneError: for a model, optimizer or device that does not fit.
+        AutotuneError: for a model, optimizer, scheduler or device that does not fit.
     """
     models = build_models(model)
     where = choose_device(device, list(models.values()))
     for one in models.values():
         one.to(where)
-    built = _given(optimizer, models)
+    if large_batch:
+        offer, recipe = large_batch_recipe(recipe)
+        built: dict[str, Optimizer] = {"": build_large_batch(offer, models, where)}
+    else:
+        built = _given(optimizer, models)
     return Kit(
         models=models,
         optimizers_=built,
@@ -139,6 +243,8 @@ def make_kit(
         step=step,
         train_step=train_step,
         recipe=recipe,
+        scheduler=scheduler,
+        scheduler_interval=scheduler_interval,
     )
 
 
@@ -154,68 +260,3 @@ def _given(optimizer: Any, models: dict[str, nn.Module]) -> dict[str, Optimizer]
     if isinstance(optimizer, Mapping) and all(isinstance(o, Optimizer) for o in optimizer.values()):
         return dict(optimizer)
     return optimizers.build_optimizers(optimizers.freeze_optimizer(optimizer), models)
-
-
-def _scaled(built: Mapping[str, Optimizer], recipe: Recipe | None) -> dict[str, LRScheduler]:
-    """Learning rates as the recipe has them, and what warms them up.
-
-    A group that was scaled for this batch size before, such as by the kit of an earlier epoch or in a
-    checkpoint, is left alone: it says so itself.
-    """
-    if recipe is None or recipe.batch_size == recipe.reference_batch_size:
-        return {}
-    pairs = zip(recipe.learning_rates, recipe.reference_learning_rates)
-    factors = [new / old if old else 1.0 for new, old in pairs] or [1.0]
-    fresh = {
-        name: optimizer
-        for name, optimizer in built.items()
-        if any(group.get(_SCALED_FOR) != recipe.batch_size for group in optimizer.param_groups)
-    }
-    optimizers.scale_learning_rates(list(fresh.values()), lambda i: factors[min(i, len(factors) - 1)])
-    for optimizer in fresh.values():
-        for group in optimizer.param_groups:
-            group[_SCALED_FOR] = recipe.batch_size
-            if "initial_lr" in group:  # of a scheduler from before; those to come start from the new rate
-                group["initial_lr"] = group["lr"]
-    return {name: Warmup(optimizer, recipe) for name, optimizer in fresh.items() if recipe.warmup_samples}
-
-
-class Warmup(LRScheduler):
-    """Raises the learning rates of an optimizer to their own values over the recipe's first samples.
-
-    It advances by itself with each step that the optimizer takes, and goes on beside another scheduler: what
-    that one lowers stays lowered, and what it raises is taken for the rate to warm up to.
-    """
-
-    def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._given: list[Any] = []
-        super().__init__(optimizer)
-        optimizer.register_step_post_hook(lambda *_: self._advance())
-
-    def get_lr(self) -> list[Any]:
-        """The learning rate of each group for the next step."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        now = self._factor(self.last_epoch)
-        if self.last_epoch == 0:
-            self._given = [rate * now for rate in rates]
-        else:
-            ratio = now / self._factor(self.last_epoch - 1)
-            given = zip(rates, self._given)
-            self._given = [rate * now if rate > before else rate * ratio for rate, before in given]
-        return list(self._given)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but what the kit is made from."""
-        return {name: value for name, value in super().state_dict().items() if name != "_recipe"}
-
-    def _factor(self, steps: int) -> float:
-        return warmup_factor(steps * self._recipe.batch_size, self._recipe)
-
-    def _advance(self) -> None:
-        if self._factor(self.last_epoch) == 1.0:
-            return
-        # A fused step is taken even where the gradients overflowed, and then does nothing by itself.
-        overflowed = getattr(self.optimizer, "found_inf", None)
-        if overflowed is None or not overflowed.item():
-            self.step()

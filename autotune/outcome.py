@@ -62,9 +62,52 @@ class Kept:
     why: str
 
 
+DecayShape = Literal["cosine", "polynomial", "wsd"]
+"""wsd: warmup, stable, decay; the rate stays until a cooldown at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decay:
+    """How the learning rate comes down over the run."""
+
+    shape: DecayShape
+    samples: int
+    """Samples after which it has come down to `end`, where it stays."""
+    end: float = 0.0
+    """The part of the learning rate that is left then."""
+    power: float = 1.0
+    """Of a polynomial decay; 1 is a straight line."""
+    cooldown: float = 0.2
+    """Of wsd: the last part of the samples, in which the rate comes down."""
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LargeBatch:
+    """An optimizer made for very large batches, with settings of its own. Used only when it is asked for."""
+
+    optimizer: Literal["LARS", "LAMB"]
+    learning_rate: float
+    weight_decay: float
+    """Of weights; biases and the parameters of normalization layers are neither decayed nor adapted."""
+    momentum: float | None = None
+    """Of LARS."""
+    betas: tuple[float, float] | None = None
+    """Of LAMB."""
+    warmup_samples: int = 0
+    warmup_start: float = 0.0
+    """The part of the learning rate that the warmup starts from."""
+    decay: Decay | None = None
+    rule: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How learning goes with the chosen batch size. Lengths are in samples: no batch size changes them."""
+    """How learning goes with the chosen batch size. Lengths are in samples: no batch size changes them.
+
+    A number goes with its rule, which names its source. `reference_` is what the user has at
+    `reference_batch_size`.
+    """
 
     batch_size: int
     reference_batch_size: int
@@ -72,9 +115,127 @@ class Recipe:
     """One for each param group."""
     reference_learning_rates: tuple[float, ...]
     lr_rule: str
-    """`linear`, `sqrt` or `unchanged`, with its source."""
+    """`linear`, `gain`, `sqrt` or `unchanged`, with its source."""
     warmup_samples: int = 0
-    """Samples over which the learning rate rises linearly from the reference to its own value."""
+    """Samples over which the learning rate rises linearly to its own value."""
+    warmup_start: float | None = None
+    """The part of the learning rate that the warmup starts from; None is reference over own rate."""
+    warmup_rule: str = ""
+    weight_decays: tuple[float, ...] = ()
+    """One for each param group; empty where weight decay is left alone."""
+    reference_weight_decays: tuple[float, ...] = ()
+    weight_decay_rule: str = ""
+    beta2s: tuple[float | None, ...] = ()
+    """Decay of the second moment, one for each param group; empty where it is left alone."""
+    reference_beta2s: tuple[float | None, ...] = ()
+    beta2_rule: str = ""
+    batch_norm_momenta: tuple[float, ...] = ()
+    """For each different momentum among the model's BatchNorm layers; empty where they are left alone."""
+    reference_batch_norm_momenta: tuple[float, ...] = ()
+    batch_norm_rule: str = ""
+    ema_power: float = 1.0
+    """The decay of an average of the weights, taken at every step, is raised to this power."""
+    ema_rule: str = ""
+    accumulation_steps: int = 1
+    """Batches whose gradients are averaged for one step of the optimizer."""
+    decay: Decay | None = None
+    """None where the learning rate comes down as the user has it, or not at all."""
+    large_batch: LargeBatch | None = None
+    """What could train in place of the user's optimizer; None for batches that are not so large."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step_samples(self) -> int:
+        """Samples in one step of the optimizer."""
+        return self.batch_size * self.accumulation_steps
+
+    @property
+    def growth(self) -> float:
+        """How many times as many samples a step has as the user's own."""
+        return self.step_samples / self.reference_batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseScale:
+    """The noise scale in samples, with what the steps leave open."""
+
+    value: float | None
+    """None where the steps do not bound it above: then it is at least `lower_bound`."""
+    low: float
+    high: float | None
+    """`low` and `high` hold it with 95 %; None where `value` is."""
+    lower_bound: float
+    """A tenth of the resamples lie under it: what decisions use, as too small a noise scale harms nothing."""
+    micro_samples: int
+    micro_batches: int
+    steps: int
+    """Those that count."""
+    skipped: int
+    """Those whose gradients were not finite."""
+    at: str
+    """Where in training: `initial weights`, `after N warm steps`, `checkpoint`."""
+
+    def in_words(self) -> str:
+        """Such as `577 samples (417 to 679), initial weights`, or `at least 210 samples, ...`."""
+        if self.value is None or self.high is None:
+            return f"at least {self.lower_bound:.0f} samples, {self.at}"
+        return f"{self.value:.0f} samples ({self.low:.0f} to {self.high:.0f}), {self.at}"
+
+
+Objective = Literal["goodput", "throughput", "time"]
+"""goodput: learns fastest, with nearly as much from each sample. time: learns fastest, if epochs are added to
+make up for what each teaches less. throughput: most samples a second, whatever they teach."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRow:
+    """One line of the table."""
+
+    batch_size: int
+    samples_per_s: Interval
+    peak_bytes: int | None
+    efficiency: float | None
+    """What a sample teaches, relative to the user's batch; None where no noise scale is known."""
+    goodput: float | None
+    """`samples_per_s` times `efficiency`."""
+    epochs_to_match: float | None
+    """Epochs that teach what the user's own epochs (one, where nobody said) teach at their batch."""
+    samples_to_match: int | None
+    """The same in samples; None where an epoch's length is unknown."""
+    steps: int | None
+    """Optimizer steps in the user's epochs; None where an epoch's length is unknown."""
+    caps: tuple[str, ...] = ()
+    """Why it is not recommended however fast it is, each in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchChoice:
+    """The table with its marks."""
+
+    rows: tuple[BatchRow, ...]
+    """By batch size."""
+    reference: int
+    """The user's own batch."""
+    recommended: int
+    max_throughput: int
+    objective: Objective
+    gain: float
+    """The objective at `recommended` over that at `reference`."""
+    verified: bool
+    """Whether a noise scale stands behind it."""
+    limited_by: tuple[str, ...] = ()
+    """The caps without which a larger gain would have been recommended."""
+
+    def row(self, batch_size: int) -> BatchRow:
+        """The line of this batch size.
+
+        Raises:
+            KeyError: for one that was not measured.
+        """
+        for row in self.rows:
+            if row.batch_size == batch_size:
+                return row
+        raise KeyError(batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +251,10 @@ class Outcome:
     kept: tuple[Kept, ...] = ()
     trials: tuple[Trial, ...] = ()
     recipe: Recipe | None = None
+    batch: BatchChoice | None = None
+    """The batch sizes that ran, and what each is worth; None where only one did."""
+    noise: NoiseScale | None = None
+    """Of the user's own gradients; None where they were not looked at, or showed none."""
     stop_reason: str = ""
     notes: tuple[str, ...] = ()
     epochs: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -78,7 +78,7 @@ class Tuned:
         assert found is not None, "there is a dataset"
         return found
 
-    def kit(
+    def kit(  # noqa: PLR0913  # each option is the user's
         self,
         model: Any,
         optimizer: Any = None,
@@ -87,8 +87,11 @@ class Tuned:
         step: Any = None,
         train_step: Any = None,
         device: str | None = None,
+        scheduler: Any = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        large_batch: bool = False,
     ) -> Any:
-        """A training step with the tuned settings for your own model: see `autotune.kit.Kit`.
+        """A training step with the tuned settings for your own model: see `autotune.kit.make_kit`.
 
         Without `loss`, `step` and `train_step`, right after tuning: those that were tuned with. So with
         `optimizer`, where a function that makes it was tuned with.
@@ -110,6 +113,9 @@ class Tuned:
             step=step,
             train_step=train_step,
             device=device,
+            scheduler=scheduler,
+            scheduler_interval=scheduler_interval,
+            large_batch=large_batch,
         )
 
     def save(self, path: str | Path | None = None) -> Path:

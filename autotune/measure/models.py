@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from autotune.errors import AutotuneError, ModelError
@@ -78,3 +79,20 @@ def _with_values(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
                 fix="give it storage first: model.to_empty(device=...), then load or initialise its weights",
             )
     return models
+
+
+def batch_norms(models: Iterable[nn.Module]) -> list[_BatchNorm]:
+    """The BatchNorm layers whose running statistics have a momentum."""
+    layers = [m for model in models for m in model.modules() if isinstance(m, _BatchNorm)]
+    return [layer for layer in layers if layer.momentum is not None and layer.track_running_stats]
+
+
+def batch_norm_momenta(models: Iterable[nn.Module]) -> tuple[float, ...]:
+    """The different momenta among the BatchNorm layers, in the order of the model."""
+    return tuple(dict.fromkeys(float(layer.momentum or 0.0) for layer in batch_norms(models)))
+
+
+def has_attention(models: Iterable[nn.Module]) -> bool:
+    """Whether a layer is torch's attention, or is called so."""
+    kinds = {type(module).__name__ for model in models for module in model.modules()}
+    return any("attention" in kind.lower() for kind in kinds)

@@ -170,3 +170,42 @@ def scale_learning_rates(optimizers: Sequence[Optimizer], factors: Callable[[int
 def learning_rates(optimizers: Iterable[Optimizer]) -> tuple[float, ...]:
     """The learning rate of every param group, in order."""
     return tuple(float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups)
+
+
+def weight_decays(optimizers: Iterable[Optimizer]) -> tuple[float, ...]:
+    """The weight decay of every param group, in order; 0 for optimizers without."""
+    return tuple(
+        float(group.get("weight_decay") or 0.0)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    )
+
+
+def decoupled(optimizer: Optimizer) -> bool:
+    """Whether weight decay shrinks the weights themselves rather than being added to their gradients."""
+    if isinstance(optimizer, torch.optim.AdamW) or getattr(optimizer, "adam_w_mode", False):
+        return True
+    return any(bool(group.get("decoupled_weight_decay")) for group in optimizer.param_groups)
+
+
+def beta2s(optimizers: Iterable[Optimizer]) -> tuple[float | None, ...]:
+    """The decay of the second moment of every param group, in order: Adam's beta2, RMSprop's alpha."""
+    return tuple(_beta2(group) for optimizer in optimizers for group in optimizer.param_groups)
+
+
+def _beta2(group: Mapping[str, Any]) -> float | None:
+    betas = group.get("betas")
+    if isinstance(betas, Sequence) and len(betas) == 2:
+        return float(betas[1])
+    alpha = group.get("alpha")
+    return float(alpha) if isinstance(alpha, (int, float)) else None
+
+
+def set_beta2(group: dict[str, Any], beta2: float) -> None:
+    """Give a param group another decay of its second moment, where it has one."""
+    if _beta2(group) is None:
+        return
+    if "betas" in group:
+        group["betas"] = (group["betas"][0], beta2)
+    else:
+        group["alpha"] = beta2

@@ -14,6 +14,7 @@ from torch import nn
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
 from autotune.measure import batches, flags, loaders, losses, optimizers
+from autotune.measure import models as models_
 from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit
 from autotune.settings import ComputeSettings, LoaderSettings, Settings, TransferSettings
@@ -242,6 +243,11 @@ def _facts(
         autocast_fixed=_autocast_fixed(session, kit, watch),
         deterministic=session.user_flags.deterministic,
         learning_rates=optimizers.learning_rates(built) if given else (),
+        weight_decays=optimizers.weight_decays(built) if given else (),
+        decoupled_weight_decay=given and all(optimizers.decoupled(o) for o in built),
+        beta2s=optimizers.beta2s(built) if given else (),
+        batch_norm_momenta=models_.batch_norm_momenta(models),
+        has_attention=models_.has_attention(models),
         first_loss=first_loss,
         step_s=step_s,
     )

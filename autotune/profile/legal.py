@@ -22,8 +22,14 @@ _LEAST_IN_RECIPE: dict[Path, int] = {
     ("recipe", "batch_size"): 1,
     ("recipe", "reference_batch_size"): 1,
     ("recipe", "warmup_samples"): 0,
+    ("recipe", "accumulation_steps"): 1,
+    ("recipe", "decay", "samples"): 1,
+    ("recipe", "large_batch", "warmup_samples"): 0,
+    ("recipe", "large_batch", "decay", "samples"): 1,
 }
-_RATES = ("learning_rates", "reference_learning_rates")
+_PAIRS = ("learning_rates", "weight_decays", "beta2s", "batch_norm_momenta")
+"""Lists in the recipe, each with another of the same length that begins with `reference_`."""
+_SHARES = ("beta2s", "reference_beta2s", "batch_norm_momenta", "reference_batch_norm_momenta")
 
 
 def illegal_values(document: Any) -> list[Problem]:
@@ -55,17 +61,27 @@ def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
 
 
 def _in_rates(document: Any) -> Iterator[Problem]:
-    rates = [_at(document, ("recipe", name)) for name in _RATES]
-    for name, values in zip(_RATES, rates):
-        for index, value in enumerate(values if isinstance(values, list) else ()):
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-                yield Problem(path=("recipe", name, index), message=f"must not be negative, found {value}")
-    if all(isinstance(values, list) for values in rates) and len(rates[0]) != len(rates[1]):
-        yield Problem(
-            path=("recipe", _RATES[0]),
-            message=f"holds {len(rates[0])} values, and `{_RATES[1]}` holds {len(rates[1])}",
-            hint="give one value for each param group in both",
-        )
+    for own in _PAIRS:
+        names = (own, f"reference_{own}")
+        lists = [_at(document, ("recipe", name)) for name in names]
+        for name, values in zip(names, lists):
+            yield from _in_list(name, values if isinstance(values, list) else [])
+        if all(isinstance(values, list) for values in lists) and len(lists[0]) != len(lists[1]):
+            yield Problem(
+                path=("recipe", own),
+                message=f"holds {len(lists[0])} values, and `{names[1]}` holds {len(lists[1])}",
+                hint="give one value for each in both",
+            )
+
+
+def _in_list(name: str, values: list[Any]) -> Iterator[Problem]:
+    for index, value in enumerate(values):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if value < 0:
+            yield Problem(path=("recipe", name, index), message=f"must not be negative, found {value}")
+        elif name in _SHARES and value > 1:
+            yield Problem(path=("recipe", name, index), message=f"must be at most 1, found {value}")
 
 
 def _below(document: Any, path: Path, least: int) -> Iterator[Problem]:

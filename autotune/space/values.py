@@ -140,9 +140,11 @@ def _batch_size(ground: Ground) -> Choice:
     kept = batch_size_kept(workload, yours)
     if kept or now is None:
         return Choice(kept=kept)
+    if workload.optimizer_class is None:
+        return Choice(kept="no optimizer was given, so no learning rate could go with another one")
     if workload.optimizer_family == "other":
         return Choice(
-            kept=f"no rule scales the learning rate of {workload.optimizer_class or 'this optimizer'}"
+            kept=f"no rule scales the learning rate of {workload.optimizer_class}"
         )
     samples = workload.dataset_samples
     limit = max(now, samples // MIN_STEPS_PER_EPOCH) if samples else now * _BATCH_FACTORS[-1]

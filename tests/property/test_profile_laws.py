@@ -14,7 +14,7 @@ from profile_samples import sample_profile
 
 from autotune.codec import encode
 from autotune.errors import ProfileError
-from autotune.outcome import Interval, Kept, Recipe, VerdictKind, Worth
+from autotune.outcome import Decay, DecayShape, Interval, Kept, LargeBatch, Recipe, VerdictKind, Worth
 from autotune.profile.schema import (
     SCHEMA,
     GpuSummary,
@@ -67,6 +67,29 @@ def _settings(draw: st.DrawFn) -> Settings:
     )
 
 
+_shares = st.floats(0, 1)
+_decays = st.none() | st.builds(
+    Decay,
+    shape=st.sampled_from(typing.get_args(DecayShape)),
+    samples=st.integers(1, 2**40),
+    end=_shares,
+    power=st.floats(0, 4),
+    cooldown=_shares,
+    rule=_texts,
+)
+_large = st.none() | st.builds(
+    LargeBatch,
+    optimizer=st.sampled_from(("LARS", "LAMB")),
+    learning_rate=st.floats(0, 10),
+    weight_decay=_shares,
+    momentum=st.none() | _shares,
+    betas=st.none() | st.tuples(_shares, _shares),
+    warmup_samples=_counts,
+    decay=_decays,
+    rule=_texts,
+)
+
+
 @st.composite
 def _recipes(draw: st.DrawFn) -> Recipe:
     rates = draw(_rates)
@@ -77,6 +100,19 @@ def _recipes(draw: st.DrawFn) -> Recipe:
         reference_learning_rates=tuple(rate / 2 for rate in rates),
         lr_rule=draw(_texts),
         warmup_samples=draw(_counts),
+        warmup_start=draw(st.none() | _shares),
+        weight_decays=rates,
+        reference_weight_decays=rates,
+        weight_decay_rule=draw(_texts),
+        beta2s=tuple(draw(st.none() | _shares) for _ in rates),
+        reference_beta2s=tuple(draw(st.none() | _shares) for _ in rates),
+        batch_norm_momenta=(draw(_shares),),
+        reference_batch_norm_momenta=(draw(_shares),),
+        ema_power=draw(st.floats(0, 100)),
+        accumulation_steps=draw(st.integers(1, 64)),
+        decay=draw(_decays),
+        large_batch=draw(_large),
+        notes=draw(_tuples(_texts)),
     )
 
 

@@ -7,28 +7,71 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profile_samples import sample_profile
 from strategies import workloads
 
-from autotune.outcome import Recipe
-from autotune.recipe.scaling import scale_recipe, warmup_factor
+from autotune.outcome import NoiseScale, Recipe
+from autotune.profile.yaml_io import dumps, loads
+from autotune.recipe.scaling import scale_recipe
+from autotune.recipe.schedule import SampleSchedule, schedule_factor, warmup_factor
 
 BATCHES = st.integers(1, 8192)
 EPOCHS = st.none() | st.integers(1, 300)
+
+NOISES = st.builds(
+    NoiseScale,
+    value=st.none(),
+    low=st.just(0.0),
+    high=st.none(),
+    lower_bound=st.floats(0, 1e9),
+    micro_samples=st.just(1),
+    micro_batches=st.just(4),
+    steps=st.just(32),
+    skipped=st.just(0),
+    at=st.just("initial weights"),
+)
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """The recipe of a random workload of a family that a rule is known for."""
-    workload = dataclasses.replace(draw(workloads()), optimizer_family=draw(st.sampled_from(("sgd", "adam"))))
-    return scale_recipe(workload, draw(BATCHES), draw(BATCHES), epochs=draw(EPOCHS))
+    groups = draw(st.integers(1, 3))
+    decays = st.floats(1e-6, 1)
+    workload = dataclasses.replace(
+        draw(workloads()),
+        optimizer_family=draw(st.sampled_from(("sgd", "adam"))),
+        learning_rates=tuple(draw(st.floats(1e-6, 10)) for _ in range(groups)),
+        weight_decays=tuple(draw(decays) for _ in range(groups)),
+        decoupled_weight_decay=draw(st.booleans()),
+        beta2s=tuple(draw(st.floats(0.5, 0.9999)) for _ in range(groups)),
+        batch_norm_momenta=tuple(draw(st.lists(st.floats(0.001, 1), max_size=2))),
+        dataset_samples=draw(st.none() | st.integers(1, 2_000_000)),
+    )
+    epochs = draw(EPOCHS)
+    known = epochs is not None and workload.dataset_samples is not None
+    return scale_recipe(
+        workload,
+        draw(BATCHES),
+        draw(BATCHES),
+        epochs=epochs,
+        noise=draw(st.none() | NOISES),
+        decay=draw(st.sampled_from((None, "cosine", "polynomial", "wsd"))) if known else None,
+    )
 
 
 @given(workloads(), BATCHES, EPOCHS)
 def test_the_same_batch_size_changes_nothing(workload, batch_size, epochs):
     """With k = 1 every optimizer, known or not, keeps its learning rates, without a warmup."""
+    workload = dataclasses.replace(workload, weight_decays=(0.1,), beta2s=(0.99,), batch_norm_momenta=(0.1,))
     recipe = scale_recipe(workload, batch_size, batch_size, epochs=epochs)
-    assert recipe.learning_rates == recipe.reference_learning_rates == workload.learning_rates
-    assert (recipe.lr_rule, recipe.warmup_samples) == ("unchanged", 0)
+    assert recipe == Recipe(
+        batch_size=batch_size,
+        reference_batch_size=batch_size,
+        learning_rates=workload.learning_rates,
+        reference_learning_rates=workload.learning_rates,
+        lr_rule="unchanged",
+    )
+    assert all(SampleSchedule(recipe=recipe)(step) == 1.0 for step in (0, 1, 10**6))
 
 
 @given(recipes())
@@ -36,6 +79,35 @@ def test_the_ratios_between_param_groups_are_kept(recipe):
     """All param groups are multiplied by the same factor."""
     factors = [new / old for new, old in zip(recipe.learning_rates, recipe.reference_learning_rates)]
     assert factors == pytest.approx(factors[:1] * len(factors))
+    decays = [new / old for new, old in zip(recipe.weight_decays, recipe.reference_weight_decays)]
+    assert decays == pytest.approx(decays[:1] * len(decays))
+
+
+@given(recipes())
+def test_weights_decay_by_as_much_for_each_sample(recipe):
+    """Where weight decay follows the rule, lr * wd a sample is what it was."""
+    if recipe.weight_decay_rule.startswith("wd"):
+        rates = zip(recipe.learning_rates, recipe.weight_decays)
+        reference = zip(recipe.reference_learning_rates, recipe.reference_weight_decays)
+        for (lr, wd), (old_lr, old_wd) in zip(rates, reference):
+            assert lr * wd / recipe.growth == pytest.approx(old_lr * old_wd)
+
+
+@given(recipes())
+def test_averages_forget_as_many_samples(recipe):
+    """beta2 and BatchNorm's momentum have the half-life in samples that they had, beta2's floor aside."""
+    for new, old in zip(recipe.beta2s, recipe.reference_beta2s):
+        assert new == pytest.approx(max(old**recipe.growth, min(old, 0.9)))
+        assert 0 < new < 1
+    for new, old in zip(recipe.batch_norm_momenta, recipe.reference_batch_norm_momenta):
+        assert 1 - new == pytest.approx((1 - old) ** recipe.growth, abs=1e-12)
+
+
+@given(recipes())
+def test_a_recipe_survives_being_written(recipe):
+    """Through YAML, in a profile, it comes back as it was."""
+    profile = dataclasses.replace(sample_profile(), recipe=recipe)
+    assert loads(dumps(profile)).recipe == recipe
 
 
 @given(recipes())
@@ -44,24 +116,30 @@ def test_a_larger_batch_never_lowers_the_learning_rate(recipe):
     k = recipe.batch_size / recipe.reference_batch_size
     for new, old in zip(recipe.learning_rates, recipe.reference_learning_rates):
         assert min(1.0, k) * 0.999 <= new / old <= max(1.0, k) * 1.001
+        assert recipe.lr_rule
 
 
 @given(recipes(), st.integers(0, 10**8), st.integers(0, 10**8))
-def test_warmup_rises_from_the_reference_and_stays_at_one(recipe, one, other):
-    """Monotone in samples, from reference over own learning rate to exactly 1 at the end of the warmup."""
+def test_warmup_rises_from_its_start_and_stays_at_one(recipe, one, other):
+    """Monotone in samples, from SGD's own rate or a hundredth of Adam's, to exactly 1."""
     early, late = sorted((one, other))
     assert warmup_factor(early, recipe) <= warmup_factor(late, recipe) <= 1.0
     assert warmup_factor(recipe.warmup_samples, recipe) == 1.0
-    if recipe.warmup_samples and recipe.learning_rates:
-        start = recipe.reference_learning_rates[0] / recipe.learning_rates[0]
+    if recipe.warmup_samples:
+        reference = recipe.reference_learning_rates[0] / recipe.learning_rates[0]
+        start = 0.01 if recipe.beta2s else reference
         assert warmup_factor(0, recipe) == pytest.approx(start)
 
 
-@given(recipes(), BATCHES, st.integers(0, 10**8))
-def test_warmup_knows_samples_only(recipe, batch_size, samples_seen):
-    """The factor after so many samples does not ask how large the batches were."""
-    relabelled = dataclasses.replace(recipe, batch_size=batch_size)
-    assert warmup_factor(samples_seen, relabelled) == warmup_factor(samples_seen, recipe)
+@given(recipes(), st.integers(1, 4096), st.integers(0, 10**6))
+def test_a_schedule_knows_samples_only(recipe, times, steps):
+    """After as many samples, in whatever batches they came, the rate is the same part of its full height."""
+    single = dataclasses.replace(recipe, batch_size=1)
+    batched = dataclasses.replace(recipe, batch_size=times)
+    samples = steps * times
+    assert SampleSchedule(recipe=batched)(steps) == SampleSchedule(recipe=single)(samples)
+    assert SampleSchedule(recipe=single)(samples) == schedule_factor(samples, recipe)
+    assert 0.0 <= schedule_factor(samples, recipe) <= 1.0
 
 
 @given(workloads(), BATCHES, st.integers(2, 8), st.integers(1, 300))

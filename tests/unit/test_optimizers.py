@@ -15,14 +15,18 @@ from autotune.errors import UsageError
 from autotune.measure.optimizers import (
     MEASURING_LR,
     Rebuilt,
+    beta2s,
     build_optimizers,
+    decoupled,
     family,
     freeze_optimizer,
     fused_available,
     is_fused,
     learning_rates,
     scale_learning_rates,
+    set_beta2,
     set_fused,
+    weight_decays,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -333,3 +337,33 @@ def test_a_rate_that_is_a_tensor_is_scaled_in_a_copy() -> None:
     scale_learning_rates([optimizer], lambda _: 4.0)
     assert learning_rates([optimizer]) == (2.0,)
     assert rate.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decoupled_", "beta2"),
+    [
+        (torch.optim.AdamW(w.Net().parameters()), True, 0.999),
+        (torch.optim.Adam(w.Net().parameters(), weight_decay=0.01, betas=(0.9, 0.95)), False, 0.95),
+        (torch.optim.Adam(w.Net().parameters(), decoupled_weight_decay=True), True, 0.999),
+        (torch.optim.NAdam(w.Net().parameters(), decoupled_weight_decay=True), True, 0.999),
+        (torch.optim.SGD(w.Net().parameters(), lr=0.1, weight_decay=5e-4), False, None),
+        (torch.optim.RMSprop(w.Net().parameters(), alpha=0.97), False, 0.97),
+    ],
+)
+def test_what_a_recipe_scales_is_read(
+    optimizer: torch.optim.Optimizer, decoupled_: bool, beta2: float | None
+) -> None:
+    """How weight decay works, how much, and the decay of the second moment where there is one."""
+    assert decoupled(optimizer) is decoupled_
+    assert weight_decays([optimizer]) == (optimizer.param_groups[0]["weight_decay"],)
+    assert beta2s([optimizer]) == (beta2,)
+
+
+def test_a_group_without_a_second_moment_gets_none() -> None:
+    """SGD's groups stay as they are; betas keep their first."""
+    group: dict[str, Any] = {"lr": 0.1}
+    set_beta2(group, 0.5)
+    assert group == {"lr": 0.1}
+    group = {"betas": (0.8, 0.999)}
+    set_beta2(group, 0.5)
+    assert group == {"betas": (0.8, 0.5)}

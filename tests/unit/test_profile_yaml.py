@@ -160,6 +160,10 @@ def test_one_problem_is_the_headline():
         ("  learning_rates: [0.1, 1.0e-05]\n  ref", "  learning_rates: [0.1]\n  ref", "holds 1 values, and"),
         ("  learning_rates: [0.1, 1.0e-05]\n  ref", "  learning_rates: [0.1, -1]\n  ref", "not be negative"),
         ("  warmup_samples: 0", "  warmup_samples: -1", "must be at least 0, found -1"),
+        ("  accumulation_steps: 1", "  accumulation_steps: 0", "must be at least 1, found 0"),
+        ("  weight_decays: []", "  weight_decays: [0.1]", "holds 1 values, and"),
+        ("  beta2s: []", "  beta2s: [1.5]", "must be at most 1, found 1.5"),
+        ("  decay: null", "  decay: {shape: cosin, samples: 9}", "did you mean `cosine`?"),
     ],
 )
 def test_a_bad_file_is_a_profile_error_with_its_place(old: str, new: str, message: str):

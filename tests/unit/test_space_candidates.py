@@ -123,6 +123,7 @@ def test_recipe_searches_the_batch_size():
         ({"persistent_fixed": "set_epoch is called"}, "persistent_workers", "set_epoch is called"),
         ({"batch_size_fixed": "own batch sampler"}, "batch_size", "own batch sampler"),
         ({"optimizer_class": "Lion", "optimizer_family": "other"}, "batch_size", "Lion"),
+        ({"optimizer_class": None, "optimizer_family": "other"}, "batch_size", "no optimizer was given"),
         ({"deterministic": True}, "cudnn_benchmark", "deterministic"),
         ({"has_conv2d": False}, "cudnn_benchmark", "no 2-D convolution"),
         ({"has_conv2d": False}, "channels_last", "no 2-D convolution"),
