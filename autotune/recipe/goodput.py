@@ -15,17 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from autotune.errors import UsageError
 from autotune.facts import WorkloadFacts
-from autotune.outcome import Interval
-from autotune.recipe.noise_scale import NoiseScale
-from autotune.recipe.scaling import USUAL_EPOCHS
-
-Objective = Literal["goodput", "throughput", "time"]
-"""goodput: learns fastest, with nearly as much from each sample. time: learns fastest, if epochs are added to
-make up for what each teaches less. throughput: most samples a second, whatever they teach."""
+from autotune.outcome import BatchChoice, BatchRow, Interval, NoiseScale, Objective
+from autotune.recipe.scaling import LEAST_RUN_STEPS, USUAL_EPOCHS, refusals, scale_recipe
 
 LEAST_EFFICIENCY = 0.8
 MOST_GROWTH = 8.0
@@ -34,8 +28,6 @@ UNVERIFIED_GROWTH = {"sgd": 4.0, "adam": 2.0}
 """The same where no noise scale says how far."""
 LEAST_BATCHES = 50
 """Batches that an epoch keeps."""
-LEAST_RUN_STEPS = 500
-"""Steps that a run keeps."""
 LEAST_GAIN = 1.03
 """A larger batch has to be better by more than this, beyond the noise of its measurement."""
 
@@ -48,57 +40,6 @@ class BatchRate:
     samples_per_s: Interval
     peak_bytes: int | None = None
     """Of the device, or of the host where there is none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRow:
-    """One line of the table."""
-
-    batch_size: int
-    samples_per_s: Interval
-    peak_bytes: int | None
-    efficiency: float | None
-    """What a sample teaches, relative to the user's batch; None where no noise scale is known."""
-    goodput: float | None
-    """`samples_per_s` times `efficiency`."""
-    epochs_to_match: float | None
-    """Epochs that teach what the user's own epochs (one, where nobody said) teach at their batch."""
-    samples_to_match: int | None
-    """The same in samples; None where an epoch's length is unknown."""
-    steps: int | None
-    """Optimizer steps in the user's epochs; None where an epoch's length is unknown."""
-    caps: tuple[str, ...] = ()
-    """Why it is not recommended however fast it is, each in words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchChoice:
-    """The table with its marks."""
-
-    rows: tuple[BatchRow, ...]
-    """By batch size."""
-    reference: int
-    """The user's own batch."""
-    recommended: int
-    max_throughput: int
-    objective: Objective
-    gain: float
-    """The objective at `recommended` over that at `reference`."""
-    verified: bool
-    """Whether a noise scale stands behind it."""
-    limited_by: tuple[str, ...] = ()
-    """The caps without which a larger gain would have been recommended."""
-
-    def row(self, batch_size: int) -> BatchRow:
-        """The line of this batch size.
-
-        Raises:
-            KeyError: for one that was not measured.
-        """
-        for row in self.rows:
-            if row.batch_size == batch_size:
-                return row
-        raise KeyError(batch_size)
 
 
 def efficiency(batch_size: int, reference: int, noise: float) -> float:
@@ -170,6 +111,32 @@ def choose_batch(
     )
 
 
+def batch_caps(
+    batch_size: int,
+    noise: NoiseScale | None,
+    workload: WorkloadFacts,
+    *,
+    objective: Objective = "goodput",
+    max_batch_size: int | None = None,
+    most_growth: float = MOST_GROWTH,
+    epochs: int | None = None,
+) -> tuple[str, ...]:
+    """Why this batch size is not recommended however fast it is, each in words; the user's own has none.
+
+    The arguments are those of `choose_batch`, which gives each row of its table these caps.
+    """
+    limits = _Limits(
+        objective=objective,
+        noise=noise,
+        workload=workload,
+        max_batch_size=max_batch_size,
+        most_growth=most_growth,
+        epochs=epochs,
+    )
+    teaches = None if noise is None else efficiency(batch_size, limits.reference, noise.lower_bound)
+    return _caps(batch_size, teaches, limits)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Limits:
     """What the caps are computed from."""
@@ -204,7 +171,6 @@ def _row(rate: BatchRate, limits: _Limits) -> BatchRow:
     if limits.noise is not None:
         teaches = efficiency(size, limits.reference, limits.noise.lower_bound)
     epochs = None if teaches is None else (limits.epochs or 1) / teaches
-    own = size == limits.reference
     return BatchRow(
         batch_size=size,
         samples_per_s=rate.samples_per_s,
@@ -214,7 +180,7 @@ def _row(rate: BatchRate, limits: _Limits) -> BatchRow:
         epochs_to_match=epochs,
         samples_to_match=None if epochs is None or samples is None else math.ceil(epochs * samples),
         steps=_steps(size, limits),
-        caps=() if own else (*_asked_caps(size, limits), *_learning_caps(size, teaches, limits)),
+        caps=_caps(size, teaches, limits),
     )
 
 
@@ -223,6 +189,12 @@ def _steps(batch_size: int, limits: _Limits) -> int | None:
     if samples is None:
         return None
     return (limits.epochs or USUAL_EPOCHS) * math.ceil(samples / batch_size)
+
+
+def _caps(size: int, teaches: float | None, limits: _Limits) -> tuple[str, ...]:
+    if size == limits.reference:
+        return ()
+    return (*_asked_caps(size, limits), *_learning_caps(size, teaches, limits))
 
 
 def _asked_caps(size: int, limits: _Limits) -> tuple[str, ...]:
@@ -242,6 +214,8 @@ def _learning_caps(size: int, teaches: float | None, limits: _Limits) -> tuple[s
     if limits.objective == "throughput":
         return ()
     caps = [*_rule_caps(limits.workload), *_growth_caps(size, limits), *_length_caps(size, limits)]
+    if not caps:
+        caps += _recipe_caps(size, limits)
     if limits.objective == "goodput" and teaches is not None and teaches < LEAST_EFFICIENCY:
         caps.append(
             f"in batches of {size} a sample teaches {teaches:.2f} of what it does at {limits.reference}, "
@@ -277,6 +251,14 @@ def _length_caps(size: int, limits: _Limits) -> list[str]:
         run = f"{limits.epochs or USUAL_EPOCHS} epochs"
         caps.append(f"{size} leaves {steps} steps in {run}, fewer than {LEAST_RUN_STEPS}")
     return caps
+
+
+def _recipe_caps(size: int, limits: _Limits) -> tuple[str, ...]:
+    """What the recipe that would go with it speaks against, where its learning rate is known."""
+    if not limits.workload.learning_rates:
+        return ()
+    recipe = scale_recipe(limits.workload, size, limits.reference, epochs=limits.epochs, noise=limits.noise)
+    return refusals(recipe, limits.workload, epochs=limits.epochs)
 
 
 def _score(row: BatchRow, objective: Objective) -> float:

@@ -23,6 +23,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autotune.outcome import NoiseScale
+
 LEAST_STEPS = 8
 """Steps under which a bootstrap says too little about the spread."""
 CONFIDENCE = 0.95
@@ -71,33 +73,6 @@ class GradientStats:
     def __post_init__(self) -> None:
         assert self.micro_samples >= 1, "a micro-batch holds a sample"
         assert self.micro_batches >= 2, "noise shows between micro-batches"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseScale:
-    """The noise scale in samples, with what the steps leave open."""
-
-    value: float | None
-    """None where the steps do not bound it above: then it is at least `lower_bound`."""
-    low: float
-    high: float | None
-    """`low` and `high` hold it with `CONFIDENCE`; None where `value` is."""
-    lower_bound: float
-    """A tenth of the resamples lie under it: what decisions use, as too small a noise scale harms nothing."""
-    micro_samples: int
-    micro_batches: int
-    steps: int
-    """Those that count."""
-    skipped: int
-    """Those whose gradients were not finite."""
-    at: str
-    """Where in training: `initial weights`, `after N warm steps`, `checkpoint`."""
-
-    def in_words(self) -> str:
-        """Such as `577 samples (417 to 679), initial weights`, or `at least 210 samples, ...`."""
-        if self.value is None or self.high is None:
-            return f"at least {self.lower_bound:.0f} samples, {self.at}"
-        return f"{self.value:.0f} samples ({self.low:.0f} to {self.high:.0f}), {self.at}"
 
 
 def noise_scale(stats: GradientStats, *, resamples: int = RESAMPLES, seed: int = 0) -> NoiseScale | None:

@@ -179,6 +179,7 @@ class Costs:
         window = self.window_s if mode == "full" else self.window_s * _SHORT
         workers = 0 if mode == "compute" else settings.loader.num_workers
         rival = self._rival(settings, stage) if mode == "full" else None
+        weight = self.know.ctx.weight(settings)  # a trial counts plain samples, a rival's rate their worth
         return TrialSpec(
             settings=settings,
             stage=stage,
@@ -186,8 +187,8 @@ class Costs:
             reason=reason,
             window_s=window,
             min_blocks=min_blocks(window, self.step_s, workers),
-            give_up_below=None if rival is None else _GIVE_UP * self.know.pace(rival),
-            compare_with=None if rival is None else self.know.surely_behind(rival),
+            give_up_below=None if rival is None else _GIVE_UP * self.know.pace(rival) / weight,
+            compare_with=None if rival is None else self.know.surely_behind(rival) / weight,
             window_cap_s=None if rival is None else WINDOW_CAP * window,
             seed=self.know.ctx.seed,
         )

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autotune.measure.seam import Description, Runner
-from autotune.outcome import Outcome, Recipe, Verdict
+from autotune.outcome import Objective, Outcome, Recipe, Verdict
 from autotune.recipe.scaling import scale_recipe
+from autotune.search.batch import GradientLook, look_of
+from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured
@@ -20,7 +22,16 @@ from autotune.search.finals import candidates, judged, worths
 from autotune.search.headroom import headroom_notes
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import Listener
-from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
+from autotune.search.plan import (
+    EndSearch,
+    Finish,
+    LookAtGradients,
+    Run,
+    Sample,
+    acceptable,
+    needed_s,
+    next_move,
+)
 from autotune.search.verdict import disturbed_finals
 from autotune.search.warm import first_guesses
 from autotune.settings import KnobValue, Settings
@@ -56,6 +67,10 @@ class TuneOptions:
     """Wall seconds for everything, from the first look at the workload to the last trial."""
     allow: KnobClass = "numerics"
     """The highest class of knob that may change."""
+    objective: Objective = "goodput"
+    """What is best across batch sizes, where they may change."""
+    max_batch_size: int | None = None
+    """The largest batch that may be tried."""
     epochs: int | None = None
     """Epochs the user will train, over which starts are spread; None judges one epoch of a long run."""
     fixed: Mapping[str, KnobValue] = field(default_factory=dict)
@@ -127,6 +142,7 @@ class _Session:
         self.earlier = len(self.history)
         self.search_over = ""
         self.exhausted = False
+        self.look = self.store.look
         self.stage = ""
 
     def _open(self) -> StudyStore:
@@ -170,6 +186,9 @@ class _Session:
             exhausted=self.exhausted,
             first=self.first,
             earlier=self.earlier,
+            objective=self.options.objective,
+            max_batch_size=self.options.max_batch_size,
+            look=self.look,
         )
 
     def _loop(self) -> None:
@@ -178,8 +197,16 @@ class _Session:
                 self.search_over = move.reason
             elif isinstance(move, Sample):
                 self._sample(move)
+            elif isinstance(move, LookAtGradients):
+                self._look(move)
             else:
                 self._run(move)
+
+    def _look(self, move: LookAtGradients) -> None:
+        self.stage = "gradients"
+        self.listener.stage("your gradients: how large a batch they bear")
+        self.look = look_of(self.runner.probe_gradients(move.spec))
+        self.store.keep_look(self.look)
 
     def _sample(self, move: Sample) -> None:
         context = self.context
@@ -190,7 +217,7 @@ class _Session:
         if drawn is None:
             self.exhausted = True
         else:
-            self._run(dataclasses.replace(move, spec=dataclasses.replace(move.spec, settings=drawn)))
+            self._run(dataclasses.replace(move, spec=_of_drawn(context, move.spec, drawn)))
 
     def _run(self, move: Run | Sample) -> None:
         spec = move.spec
@@ -256,9 +283,11 @@ class _Session:
             yours=self.space.yours,
             verdict=verdict,
             worth=worths(know, verdict),
-            kept=self.space.kept,
+            kept=(*self.space.kept, *batch_kept(self.context)),
             trials=tuple(self.history),
-            recipe=_recipe(self.space, verdict.winner, self.options.epochs),
+            recipe=_recipe(self.space, verdict.winner, self.options.epochs, self.look),
+            batch=batch_choice(know, verdict.winner) if know.full else None,
+            noise=None if self.look is None else self.look.noise,
             stop_reason=reason,
             notes=(*self.description.notes, *self._notes(know, verdict)),
             epochs=self.options.epochs,
@@ -283,6 +312,7 @@ class _Session:
         if know.yours in know.full:
             notes.extend(edge_notes(know, Costs(know)))
             notes.extend(headroom_notes(know, verdict.winner))
+            notes.extend(batch_notes(know))
         return tuple(notes)
 
 
@@ -303,17 +333,30 @@ def _disturbances(trials: Sequence[Trial]) -> list[str]:
     return [_DISTURBANCES[mark] for mark, _ in marks.most_common() if mark in _DISTURBANCES]
 
 
+def _of_drawn(context: PlanContext, spec: TrialSpec, drawn: Settings) -> TrialSpec:
+    """The sampler's spec with what it drew: rates to beat are in samples of the batch that is run."""
+    ratio = context.weight(spec.settings) / context.weight(drawn)
+    least, rival = spec.give_up_below, spec.compare_with
+    return dataclasses.replace(
+        spec,
+        settings=drawn,
+        give_up_below=None if least is None else least * ratio,
+        compare_with=None if rival is None else rival * ratio,
+    )
+
+
 def _during(stage: str) -> str:
     return {"": "before the first trial", "final": "during the finals", "worth": "after the finals"}.get(
         stage, "during the search"
     )
 
 
-def _recipe(space: Space, winner: Settings, epochs: int | None) -> Recipe | None:
+def _recipe(space: Space, winner: Settings, epochs: int | None, look: GradientLook | None) -> Recipe | None:
     chosen, reference = winner.loader.batch_size, space.yours.loader.batch_size
     if chosen is None or reference is None or chosen == reference:
         return None
-    return scale_recipe(space.workload, chosen, reference, epochs=epochs)
+    noise = None if look is None else look.noise
+    return scale_recipe(space.workload, chosen, reference, epochs=epochs, noise=noise)
 
 
 def _identity(space: Space, options: TuneOptions) -> dict[str, Any]:
@@ -336,6 +379,7 @@ def _identity(space: Space, options: TuneOptions) -> dict[str, Any]:
         "searched": {option.knob: list(option.values) for option in space.options},
         "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
         "epochs": options.epochs,
+        **({"objective": options.objective} if "batch_size" in space.names else {}),
         "machine": machine.fingerprint(),
         "workload": workload.fingerprint(),
     }

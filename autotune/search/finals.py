@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from autotune.outcome import Verdict, Worth
+from autotune.recipe.goodput import LEAST_GAIN
+from autotune.search.batch_moves import changed, counted_in
 from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.verdict import decided, judge, leave_one_out, unless_disturbed, worth_of
+from autotune.search.verdict import decided, judge, unless_disturbed
+from autotune.search.worth import leave_one_out, worth_of
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
 from autotune.trial import Trial, TrialSpec
@@ -14,6 +17,8 @@ NOTICEABLE = 1.01
 """The search must have seen a candidate this many times as fast as *yours*."""
 _CLOSE = 0.97
 """A second candidate must come this near to the first one, or it has no chance in the finals."""
+_LEAST_KEPT_PAIRS = 5
+"""Pairs for which time has to be left when the best with the user's own batch joins one with another."""
 _WORTH_PAIRS = 3
 CHALLENGE_PAIRS = 6
 """Pairs in which the winner without a setting that costs speed meets the winner and *yours*."""
@@ -29,7 +34,8 @@ def finals_of(know: Knowledge) -> tuple[Trial, ...]:
 def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
     """Who meets *yours* in the finals: the incumbent first, then what came near it, as many as time allows.
 
-    Settings that failed in the finals are out. Empty when nothing was noticeably faster than *yours*.
+    Settings that failed in the finals are out. Empty when nothing was noticeably faster than *yours*. Where
+    the first has another batch size, the best that keeps the user's meets *yours* as well: it asks less.
     """
     finals = finals_of(know)
     failed = {t.settings for t in finals if t.failure is not None}
@@ -44,9 +50,14 @@ def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
     ]
     time_s = know.ctx.remaining_s + sum(t.measurement.wall_s for t in finals if t.measurement is not None)
     chosen = order[:1]
-    for settings in order[1 : know.ctx.max_candidates]:
-        fits = FINAL_PAIRS * costs.round_s(len(chosen) + 1) <= time_s
-        if fits and know.rate(settings) >= _CLOSE * know.rate(order[0]):
+    if chosen and changed(know.ctx, chosen[0]) and know.ctx.max_candidates > 1:
+        kept = [s for s in order if not changed(know.ctx, s)][:1]
+        chosen += kept if _LEAST_KEPT_PAIRS * costs.round_s(2) <= time_s else []
+    for settings in order[1:]:
+        fits = (
+            len(chosen) < know.ctx.max_candidates and FINAL_PAIRS * costs.round_s(len(chosen) + 1) <= time_s
+        )
+        if fits and settings not in chosen and know.rate(settings) >= _CLOSE * know.rate(order[0]):
             chosen.append(settings)
     return tuple(chosen)
 
@@ -83,7 +94,14 @@ def _waiting(know: Knowledge, chosen: tuple[Settings, ...], pair: int) -> list[S
 
 
 def _enough(know: Knowledge, chosen: tuple[Settings, ...]) -> bool:
-    return decided(know.yours, chosen, finals_of(know), samples=know.samples, epochs=know.ctx.epochs)
+    return decided(
+        know.yours,
+        chosen,
+        finals_of(know),
+        samples=know.samples,
+        epochs=know.ctx.epochs,
+        weight=know.ctx.weight,
+    )
 
 
 def challenge_of(know: Knowledge, costs: Costs) -> tuple[Settings, Settings] | None:
@@ -142,8 +160,10 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
             samples=know.samples,
             epochs=know.ctx.epochs,
             simpler=simplicity,
+            weight=know.ctx.weight,
+            price=lambda settings: LEAST_GAIN if changed(know.ctx, settings) else 1.0,
         )
-        return unless_disturbed(verdict, know.yours, finals_of(know))
+        return counted_in(know.ctx, unless_disturbed(verdict, know.yours, finals_of(know)))
     others = sum(1 for s in know.full if s != know.yours)
     if others and candidates(know, costs):
         sentence = "yours stays: no time was left to confirm what looked faster"
@@ -226,7 +246,14 @@ def worths(know: Knowledge, verdict: Verdict) -> tuple[Worth, ...]:
         return (Worth(knob=knob, yours=yours.flat()[knob], best=value, ratio=verdict.ratio),)
     return tuple(
         worth_of(
-            knob, winner, without, know.history, yours=yours, samples=know.samples, epochs=know.ctx.epochs
+            knob,
+            winner,
+            without,
+            know.history,
+            yours=yours,
+            samples=know.samples,
+            epochs=know.ctx.epochs,
+            weight=know.ctx.weight,
         )
         for knob, without in without_each(know, winner)
     )

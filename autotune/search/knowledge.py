@@ -9,6 +9,9 @@ from functools import cached_property
 from typing import Literal
 
 from autotune.measure.stats import rate_interval
+from autotune.outcome import Objective
+from autotune.recipe.goodput import LEAST_GAIN
+from autotune.search.batch import GradientLook, teaches
 from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
 from autotune.space.candidates import Space
@@ -54,6 +57,15 @@ class PlanContext:
     """What won on the like of this workload before: tried right after the ceilings."""
     earlier: int = 0
     """How many trials at the head of the history come from an earlier session, outside of this budget."""
+    objective: Objective = "goodput"
+    """What is best across batch sizes."""
+    max_batch_size: int | None = None
+    look: GradientLook | None = None
+    """What looking at the user's gradients gave; None before."""
+
+    def weight(self, settings: Settings) -> float:
+        """What a sample teaches under `settings`, relative to *yours*: what rates are multiplied by."""
+        return teaches(settings, self.space.yours, self.look, self.objective)
 
 
 class Knowledge:
@@ -130,9 +142,13 @@ class Knowledge:
         return self.effective(trial) / math.exp(self.drift.at(self._middle_s[trial.number]))
 
     def effective(self, trial: Trial) -> float:
-        """The objective: samples/s over the user's run, starts included. The trial must have measured."""
+        """The objective: samples/s over the user's run, starts included, in samples of *yours*' own batch.
+
+        The trial must have measured. A sample of another batch counts by what it teaches.
+        """
         assert trial.measurement is not None
-        return trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
+        rate = trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
+        return rate * self.ctx.weight(trial.settings)
 
     def rate(self, settings: Settings) -> float:
         """Effective samples/s of measured settings at the machine's first speed, the mean over repeats."""
@@ -150,7 +166,7 @@ class Knowledge:
         return self.rate(settings) * math.exp(self.drift.at(self._end_s))
 
     def surely_behind(self, settings: Settings) -> float:
-        """Samples/s at which a run shows its settings to be behind these: their pace less a standard error.
+        """The rate at which a run shows its settings to be behind these: their pace less a standard error.
 
         A rate within a trial says nothing of how much two runs of the same settings differ.
         """
@@ -164,6 +180,11 @@ class Knowledge:
             math.log(self.rate(challenger) / self.rate(incumbent)),
             self.noise * math.sqrt(sum(1 / n for n in runs)),
         )
+
+    def _least_lead(self, challenger: Settings, incumbent: Settings) -> float:
+        """The lead (log ratio) under which nobody changes: a larger batch asks more of the user."""
+        larger = (challenger.loader.batch_size or 0) > (incumbent.loader.batch_size or 0)
+        return math.log(LEAST_GAIN) if larger and "batch_size" in self.ctx.space.names else MIN_GAIN
 
     def gave_up(self, settings: Settings) -> bool:
         """Whether no run of these settings was measured to the end."""
@@ -198,7 +219,7 @@ class Knowledge:
                 continue
             lead, error = self.lead(challenger, incumbent)
             simpler = simplicity(challenger) < simplicity(incumbent)
-            if lead > max(MIN_GAIN, error) or (simpler and lead > -TIE):
+            if lead > max(self._least_lead(challenger, incumbent), error) or (simpler and lead > -TIE):
                 incumbent = challenger
         return incumbent
 
@@ -215,7 +236,8 @@ class Knowledge:
             return None
         challenger, incumbent = order[-1], self._climb(order[:-1])
         lead, error = self.lead(challenger, incumbent)
-        too_far = (MIN_GAIN - RACE_BEHIND * error, min(MIN_GAIN + RACE_AHEAD * error, RACE_LEAD))
+        least = self._least_lead(challenger, incumbent)
+        too_far = (least - RACE_BEHIND * error, min(least + RACE_AHEAD * error, RACE_LEAD))
         if not too_far[0] < lead < too_far[1]:
             return None
         # A challenger that ran twice and is still not ahead has had its chance.
@@ -247,7 +269,7 @@ class Knowledge:
         return len({t.settings for t in self.history[since + 1 :] if t.spec.stage == "sampled"})
 
     def bound(self, settings: Settings) -> float:
-        """Samples/s that these settings surely cannot pass, from what their sides did alone; else infinite.
+        """Plain samples/s that these settings surely cannot pass, by what each side did alone, or infinite.
 
         The upper ends of the intervals count, at the machine's first speed, with two standard errors of how
         runs differ.

@@ -1,8 +1,8 @@
 """What to try next and when to stop: a pure function of the space, the history and the time left.
 
-    yours -> two ceilings -> bundle -> partial trials -> their best parts together -> moves of one knob from
-    the incumbent, on the side that the bottleneck names -> the sampler -> finals -> the winner across the
-    end of an epoch -> worth
+    yours -> two ceilings -> bundle -> partial trials -> their best parts together -> a look at the gradients
+    and larger batches, where learning may change -> moves of one knob from the incumbent, on the side that
+    the bottleneck names -> the sampler -> finals -> the winner across the end of an epoch -> worth
 
 Every decision can be replayed: the same history and times give the same moves.
 """
@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from autotune.measure.seam import GradientSpec
+from autotune.search import batch_moves
+from autotune.search.batch_moves import worth_trying
 from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
 from autotune.search.knowledge import Knowledge, PlanContext
-from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change, next_part, predicted
 from autotune.search.predict import Prediction, predictions
 from autotune.search.worthwhile import PROMISING, Outlook, why_stop
@@ -73,6 +75,13 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LookAtGradients:
+    """Look at the user's gradients: what is found becomes `PlanContext.look`."""
+
+    spec: GradientSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndSearch:
     """Go on to the finals: `reason` becomes `PlanContext.search_over`."""
 
@@ -84,7 +93,7 @@ class Finish:
     """Nothing is left to do."""
 
 
-Move = Run | Sample | EndSearch | Finish
+Move = Run | Sample | LookAtGradients | EndSearch | Finish
 
 
 def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
@@ -144,7 +153,7 @@ def _search(know: Knowledge, costs: Costs) -> Move:
         return EndSearch(reason="there was nothing to search")
     room_s = know.ctx.remaining_s - _reserve_s(know, costs)
     move = _wanted(know, costs, room_s)
-    if isinstance(move, EndSearch):
+    if isinstance(move, EndSearch | LookAtGradients):
         return move
     if costs.predicted_s(move.spec) > room_s:
         return EndSearch(reason="the time for the search was used up")
@@ -158,7 +167,7 @@ def _reserve_s(know: Knowledge, costs: Costs) -> float:
     return min(costs.reserve_s, MIN_PAIRS * costs.round_s())
 
 
-def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndSearch:
+def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | LookAtGradients | EndSearch:
     spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
     spec = spec or _race(know, costs) or _reference(know, costs, room_s) or _fixed(know, costs)
     spec = spec or _before(know, costs)
@@ -168,7 +177,18 @@ def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | EndS
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
     spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups) or _parts(know, costs)
-    return Run(spec=spec) if spec is not None else _look_on(know, costs, groups)
+    if spec is not None:
+        return Run(spec=spec)
+    return _larger_batch(know, costs, room_s) or _look_on(know, costs, groups)
+
+
+def _larger_batch(know: Knowledge, costs: Costs, room_s: float) -> Run | LookAtGradients | None:
+    """A look at the gradients, then the next size up from the incumbent's."""
+    look = batch_moves.next_look(know, room_s)
+    if look is not None:
+        return LookAtGradients(spec=look)
+    spec = batch_moves.next_batch(know, costs)
+    return Run(spec=spec) if spec is not None else None
 
 
 def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run | Sample | EndSearch:
@@ -350,9 +370,6 @@ def _open_groups(know: Knowledge) -> list[MoveGroup]:
 
 
 def _worth_trying(know: Knowledge, settings: Settings) -> bool:
-    return (
-        settings not in know.full
-        and know.ctx.space.legal(settings)
-        and not would_fail(settings, know.history)
-        and know.bound(settings) >= know.rate(know.incumbent)
-    )
+    """Whether they are worth a full trial now: other batches have to wait for their turn."""
+    waits = batch_moves.changed(know.ctx, settings) and not batch_moves.begun(know)
+    return not waits and worth_trying(know, settings)

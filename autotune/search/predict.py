@@ -96,8 +96,9 @@ def predictions(know: Knowledge) -> tuple[Prediction, ...]:
         nearest = np.sort(np.argsort(model.means(coded), kind="stable")[:WEIGHED])
         settings, coded = tuple(settings[i] for i in nearest), coded.take(nearest)
     means, sds = _log_rates(know, model, coded)
+    means = means + _log_weights(know, settings)
     tried = sorted(know.full, key=know.rate, reverse=True)[:_CONTENDERS]
-    best = float(np.max(_log_rates(know, model, code(space, tried))[0]))
+    best = float(np.max(_log_rates(know, model, code(space, tried))[0] + _log_weights(know, tried)))
     memory = _memory(know)
     limit = min((gpu.memory_bytes for gpu in space.machine.gpus), default=None)
     leads = means - best
@@ -131,6 +132,11 @@ def predicted_log_rates(know: Knowledge, settings: Sequence[Settings]) -> tuple[
     if model is None:
         raise ValueError("nothing was measured yet")
     return _log_rates(know, model, code(know.ctx.space, settings))
+
+
+def _log_weights(know: Knowledge, settings: Sequence[Settings]) -> Array:
+    """What a sample teaches under each of them, as logarithms."""
+    return np.asarray(np.log([know.ctx.weight(one) for one in settings]))
 
 
 def _expected_improvement(leads: Array, sds: Array) -> Array:

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from autotune.codec import CodecError, decode, encode
 from autotune.errors import AutotuneError, StudyError
+from autotune.search.batch import GradientLook
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Option
 from autotune.trial import Trial, TrialSpec
@@ -29,6 +30,8 @@ CONSTRAINT = "failed"
 """Name of the constraint on every full trial: -1 when it ran, 1 when it failed."""
 _IDENTITY = "autotune"
 """User attribute of the study that says what it belongs to."""
+_LOOK = "gradients"
+"""User attribute of the study with what looking at the gradients gave."""
 _STARTUP_TRIALS = 5
 _DRAWS = 25
 """Draws without something new after which the sampler counts as exhausted."""
@@ -61,6 +64,18 @@ class StudyStore:
     def name(self) -> str:
         """The study's name in its storage."""
         return self._study.study_name
+
+    @property
+    def look(self) -> GradientLook | None:
+        """What an earlier session saw of the gradients, or this one."""
+        text = self._study.user_attrs.get(_LOOK)
+        with _storage_errors("read"):
+            return None if text is None else decode(GradientLook, json.loads(text))
+
+    def keep_look(self, look: GradientLook) -> None:
+        """Store what was seen of the gradients: rates across batch sizes are compared by it."""
+        with _quiet(), _storage_errors("written"):
+            self._study.set_user_attr(_LOOK, json.dumps(encode(look)))
 
     def start(self, spec: TrialSpec) -> int:
         """Note that `spec` is being run; its number in the study."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.measure.stats import ratio_interval, typical
-from autotune.outcome import Interval, Verdict, Worth
+from autotune.outcome import Interval, Verdict
 from autotune.settings import Settings
 from autotune.trial import Stage, Trial
 
@@ -46,7 +46,15 @@ HOPELESS_BELOW = 1.01
 FINE_ENOUGH = 0.02
 """Half width of a winner's interval at which the finals stop early; a quarter of the gain also does."""
 
+Weight = Callable[[Settings], float]
+"""What a sample teaches under settings, relative to *yours*: 1 for the same batch size."""
+
 _ROUNDING = 1e-9  # relative; equal rates may differ by this much after scaling and logarithms
+
+
+def alike(settings: Settings) -> float:
+    """The weight where a sample is a sample."""
+    return 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,7 @@ def pairs(
     samples: int | None,
     epochs: int | None,
     stage: Stage = "final",
+    weight: Weight = alike,
 ) -> tuple[float, ...]:
     """Log ratios of effective samples/s, candidate over *yours*, for each pair with both measured.
 
@@ -81,10 +90,12 @@ def pairs(
         samples: length of an epoch, None where unknown.
         epochs: length of the user's run, None where unknown.
         stage: whose pairs are meant.
+        weight: what a sample counts for on either side.
     """
     theirs = _log_rates(yours, finals, samples, epochs, stage)
     ours = _log_rates(candidate, finals, samples, epochs, stage)
-    return tuple(ours[pair] - theirs[pair] for pair in sorted(ours.keys() & theirs.keys()))
+    worth = math.log(weight(candidate) / weight(yours))
+    return tuple(ours[pair] - theirs[pair] + worth for pair in sorted(ours.keys() & theirs.keys()))
 
 
 def counted_pairs(
@@ -97,7 +108,7 @@ def counted_pairs(
 ) -> tuple[int, ...]:
     """The numbers of the pairs that a verdict's ratio is computed from: all but the outliers.
 
-    The arguments are those of `pairs`.
+    The arguments are those of `pairs`; weights shift all pairs alike, so they do not matter here.
     """
     theirs = _log_rates(yours, finals, samples, epochs, "final")
     ours = _log_rates(candidate, finals, samples, epochs, "final")
@@ -114,14 +125,17 @@ def judge(
     samples: int | None,
     epochs: int | None,
     simpler: Callable[[Settings], tuple[Any, ...]],
-    min_gain: float = 1.0,
+    weight: Weight = alike,
+    price: Callable[[Settings], float] = alike,
 ) -> Verdict:
     """The verdict over the finals.
 
-    A candidate wins when it failed in none of them, has `MIN_PAIRS` pairs, and is surely faster by
-    `min_gain`, with the error `WIN_ERROR`. Of winners that the fastest does not surely beat, pair by pair,
+    A candidate wins when it failed in none of them, has `MIN_PAIRS` pairs, and is surely faster, with the
+    error `WIN_ERROR`. Of winners that the fastest does not surely beat, pair by pair,
     the simplest is taken. Where none wins *yours* stays: `kept` when nothing worth more pairs is left to be
     found, `unsure` when it might be. `ratio` is then that of the best candidate, to show what was compared.
+    What asks more of the user has a price: the ratio that it must reach over *yours*, and over those who ask
+    less.
 
     From six pairs on an outlier among them is left out, at the price of `OUTLIER_PRICE` (see `typical`).
 
@@ -147,19 +161,26 @@ def judge(
         samples: length of an epoch, None where unknown.
         epochs: length of the user's run, None where unknown.
         simpler: a sort key, smallest for the settings that are cheapest to live with.
-        min_gain: the ratio that a win must surely exceed.
+        weight: what a sample counts for under settings.
+        price: the ratio that settings must reach for what they ask of the user; 1 for nothing.
     """
     rivals = _rivals(yours, candidates)
     sound = [rival for rival in rivals if not _failed(rival, finals)]
-    standings = _standings(yours, sound, finals, samples, epochs, error=WIN_ERROR)
-    winners = [s for s in standings if _wins(s, min_gain)]
+    standings = _standings(yours, sound, finals, samples, epochs, error=WIN_ERROR, weight=weight)
+    winners = [s for s in standings if _wins(s) and s.ratio.value >= price(s.settings)]
     if not winners:
         return _no_winner(yours, rivals, sound, standings, finals)
     fastest = max(winners, key=lambda s: s.rank)
 
     def surely_slower(standing: _Standing) -> bool:
-        beaten_by = pairs(standing.settings, fastest.settings, finals, samples=samples, epochs=epochs)
-        return len(beaten_by) >= 2 and ratio_interval(beaten_by, confidence=CONFIDENCE).low > 1 + _ROUNDING
+        beaten_by = pairs(
+            standing.settings, fastest.settings, finals, samples=samples, epochs=epochs, weight=weight
+        )
+        if len(beaten_by) < 2:
+            return False
+        lead = ratio_interval(beaten_by, confidence=CONFIDENCE)
+        asks = price(fastest.settings) / price(standing.settings)
+        return lead.low > 1 + _ROUNDING and lead.value >= asks
 
     tied = [s for s in winners if s is fastest or not surely_slower(s)]
     best = min(tied, key=lambda s: (simpler(s.settings), -s.ratio.value, s.settings.key()))
@@ -211,6 +232,7 @@ def decided(
     *,
     samples: int | None,
     epochs: int | None,
+    weight: Weight = alike,
 ) -> bool:
     """Whether more pairs would not change what the user is told. Ask after each pair.
 
@@ -228,50 +250,12 @@ def decided(
     if len(complete) not in LOOKS:
         return False
     trials = [t for t in finals if t.spec.pair in complete]
-    standings = _standings(yours, sound, trials, samples, epochs, error=LOOK_ERROR)
-    winners = [s for s in standings if _wins(s, 1.0)]
+    standings = _standings(yours, sound, trials, samples, epochs, error=LOOK_ERROR, weight=weight)
+    winners = [s for s in standings if _wins(s)]
     if not winners:
         return all(s.ratio.high < HOPELESS_BELOW for s in standings)
     ratio = max(winners, key=lambda s: s.rank).ratio
     return (ratio.high - ratio.low) / 2 <= max(FINE_ENOUGH, (ratio.value - 1) / 4)
-
-
-def leave_one_out(
-    winner: Settings, yours: Settings, canonical: Callable[[Settings], Settings]
-) -> tuple[tuple[str, Settings], ...]:
-    """For each knob that the winner changed: its name, and the winner with that knob as in *yours*.
-
-    Settings that `canonical` turns into the winner or into *yours* are left out: the first changes nothing,
-    the second is what the finals compared already.
-    """
-    theirs = yours.flat()
-    without = (
-        (knob, canonical(winner.replace(**{knob: theirs[knob]}))) for knob in winner.changed_from(yours)
-    )
-    return tuple((knob, settings) for knob, settings in without if settings not in (winner, yours))
-
-
-def worth_of(
-    knob: str,
-    winner: Settings,
-    without: Settings,
-    trials: Sequence[Trial],
-    *,
-    yours: Settings,
-    samples: int | None,
-    epochs: int | None,
-) -> Worth:
-    """What `knob` brings: effective samples/s of the winner over the winner without it.
-
-    From the pairs of stage `worth`; `ratio` is None with fewer than two of them.
-    """
-    ratios = pairs(without, winner, trials, samples=samples, epochs=epochs, stage="worth")
-    return Worth(
-        knob=knob,
-        yours=yours.flat()[knob],
-        best=winner.flat()[knob],
-        ratio=ratio_interval(ratios, confidence=CONFIDENCE) if len(ratios) >= 2 else None,
-    )
 
 
 def _rivals(yours: Settings, candidates: Iterable[Settings]) -> tuple[Settings, ...]:
@@ -313,9 +297,10 @@ def _standings(
     epochs: int | None,
     *,
     error: float,
+    weight: Weight,
 ) -> tuple[_Standing, ...]:
     """Every candidate with at least two pairs, with intervals that hold for all of them together."""
-    ratios = {s: pairs(yours, s, finals, samples=samples, epochs=epochs) for s in sound}
+    ratios = {s: pairs(yours, s, finals, samples=samples, epochs=epochs, weight=weight) for s in sound}
     ratios = {s: found for s, found in ratios.items() if len(found) >= 2}
     # a candidate that loses every pair cannot win by chance either, so it takes no share of the error
     in_question = max(1, sum(1 for found in ratios.values() if max(found) >= 0))
@@ -335,9 +320,9 @@ def _standing(settings: Settings, log_ratios: Sequence[float], in_question: int,
     )
 
 
-def _wins(standing: _Standing, min_gain: float) -> bool:
+def _wins(standing: _Standing) -> bool:
     low = min(standing.surely, standing.ratio.low)
-    return standing.pairs >= MIN_PAIRS and low > min_gain * (1 + _ROUNDING)
+    return standing.pairs >= MIN_PAIRS and low > 1 + _ROUNDING
 
 
 def _no_winner(
@@ -356,7 +341,8 @@ def _no_winner(
     if not standings:
         return Verdict(kind="unsure", winner=yours, sentence="yours stays: there was no time for the finals")
     best = max(standings, key=lambda s: s.rank)
-    sure = len(standings) == len(sound) and all(s.ratio.high < NOTHING_ABOVE for s in standings)
+    surely_small = len(standings) == len(sound) and all(s.ratio.high < NOTHING_ABOVE for s in standings)
+    sure = surely_small or _wins(best)  # a win that is not worth its price is no matter of more pairs
     figures = f"({_value(best.ratio)}, {_range(best.ratio)}, {best.pairs} pairs)"
     if not sure and best.pairs < MIN_PAIRS:
         why = f"{best.pairs} pairs are too few to tell ({_value(best.ratio)} so far)"
@@ -364,6 +350,8 @@ def _no_winner(
         why = f"the finals were too noisy to tell {figures}"
     elif best.ratio.high < 1:
         why = f"the best candidate was slower {figures}"
+    elif _wins(best):
+        why = f"the best candidate's gain is too small for what it asks {figures}"
     elif best.ratio.low > 1:
         why = f"the best candidate's gain is too small to be sure of {figures}"
     else:

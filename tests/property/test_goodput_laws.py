@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from strategies import workloads
 
 from autotune.facts import WorkloadFacts
-from autotune.outcome import Interval
+from autotune.outcome import Interval, NoiseScale
 from autotune.recipe.goodput import LEAST_EFFICIENCY, BatchRate, choose_batch, efficiency
-from autotune.recipe.noise_scale import NoiseScale
 
 OBJECTIVES = st.sampled_from(("goodput", "throughput", "time"))
 SCALES = st.floats(0.0, 1e6)

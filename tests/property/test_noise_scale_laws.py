@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.recipe.noise_scale import GradientStats, GradientStep, NoiseScale, noise_scale
+from autotune.outcome import NoiseScale
+from autotune.recipe.noise_scale import GradientStats, GradientStep, noise_scale
 
 SIZES = st.integers(1, 512)
 GROUPS = st.integers(2, 16)

@@ -6,9 +6,8 @@ import pytest
 from strategies import plain_workload
 
 from autotune.errors import UsageError
-from autotune.outcome import Interval
-from autotune.recipe.goodput import BatchChoice, BatchRate, choose_batch, efficiency
-from autotune.recipe.noise_scale import NoiseScale
+from autotune.outcome import BatchChoice, Interval, NoiseScale
+from autotune.recipe.goodput import BatchRate, choose_batch, efficiency
 
 FACTS = plain_workload(batch_samples=64, dataset_samples=1_000_000)
 

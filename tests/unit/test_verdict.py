@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from finals_trials import YOURS, failed, finals, measured, workers
 
 from autotune.outcome import Verdict
-from autotune.search.verdict import counted_pairs, decided, judge, leave_one_out, pairs, worth_of
+from autotune.search.verdict import counted_pairs, decided, judge, pairs
+from autotune.search.worth import leave_one_out, worth_of
 from autotune.settings import Settings
 from autotune.trial import Trial
 
@@ -21,7 +23,7 @@ def scaled(factor: float, rates: tuple[float, ...] = STEADY, wobble: float = 0.0
     return tuple(rate * factor * (1 + wobble * (-1) ** i) for i, rate in enumerate(rates))
 
 
-def verdict(candidates: list[Settings], trials: tuple[Trial, ...], **options: float) -> Verdict:
+def verdict(candidates: list[Settings], trials: tuple[Trial, ...], **options: Any) -> Verdict:
     """The verdict without an epoch length, fewer workers being simpler."""
     return judge(
         YOURS,
@@ -197,10 +199,31 @@ def test_nothing_left_to_compare_keeps_yours() -> None:
 
 
 def test_a_gain_below_what_is_asked_does_not_win() -> None:
-    """With min_gain the low end of the interval must exceed it."""
+    """What asks more of the user wins only with the ratio that is its price; the words say why it did not."""
     trials = finals({YOURS: STEADY, FOUR: scaled(1.1, wobble=0.002)})
     assert verdict([FOUR], trials).kind == "faster"
-    assert verdict([FOUR], trials, min_gain=1.2).winner == YOURS
+    refused = verdict([FOUR], trials, price=lambda settings: 1.2)
+    assert (refused.kind, refused.winner) == ("kept", YOURS)
+    assert "too small for what it asks" in refused.sentence
+    assert verdict([FOUR], trials, price=lambda settings: 1.05).winner == FOUR
+
+
+def test_a_dearer_winner_must_beat_the_cheaper_one_by_its_price() -> None:
+    """Surely faster is not enough against a winner that asks less of the user."""
+    trials = finals({YOURS: STEADY, FOUR: scaled(1.1, wobble=0.001), EIGHT: scaled(1.12, wobble=0.0015)})
+    assert verdict([FOUR, EIGHT], trials).winner == EIGHT
+    assert verdict([FOUR, EIGHT], trials, price=lambda s: 1.03 if s == EIGHT else 1.0).winner == FOUR
+    assert verdict([FOUR, EIGHT], trials, price=lambda s: 1.03).winner == EIGHT
+
+
+def test_weights_shift_every_pair_alike() -> None:
+    """A candidate whose samples teach half as much is half as fast, in the verdict as in each pair."""
+    trials = finals({YOURS: STEADY, FOUR: scaled(3.0, wobble=0.002)})
+    half = {"weight": lambda settings: 0.5 if settings == FOUR else 1.0}
+    plain, weighed = verdict([FOUR], trials), verdict([FOUR], trials, **half)
+    assert weighed.ratio.value == pytest.approx(plain.ratio.value / 2)
+    assert weighed.ratio.high == pytest.approx(plain.ratio.high / 2)
+    assert verdict([FOUR], trials, weight=lambda s: 0.2 if s == FOUR else 1.0).winner == YOURS
 
 
 def test_more_candidates_make_each_interval_wider() -> None:

@@ -1,0 +1,237 @@
+"""Larger batches: when gradients are looked at, which sizes are tried, and what they add up to. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from autotune.facts import WorkloadFacts
+from autotune.measure.seam import GradientSpec
+from autotune.outcome import BatchChoice, Interval, Kept, Verdict
+from autotune.recipe.goodput import BatchRate, batch_caps, choose_batch
+from autotune.recipe.noise_scale import LEAST_STEPS
+from autotune.search.cost import Costs
+from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.lessons import would_fail
+from autotune.search.parts import describe_change
+from autotune.settings import Settings
+from autotune.space.candidates import neighbours
+from autotune.trial import TrialSpec
+
+LOOK_SHARE = 0.12
+"""Looking at gradients takes at most this part of the budget, and `ROOM_SHARE` of the search's own rest."""
+ROOM_SHARE = 0.35
+WARM_STEPS = 100
+"""Steps before the gradients are looked at: at the very start the noise scale is far smaller than later."""
+WARM_SHARE = 0.4
+"""Warm steps take at most this part of all."""
+STEPS = 32
+MICRO_BATCHES = 4
+_OTHER_STEPS = 8
+"""Batches of another size, by which a mean is told from a sum."""
+_SLOWER = 1.5
+"""Times the step of *yours*: it is in float32, and every gradient is added up beside it."""
+
+
+def searched(ctx: PlanContext) -> bool:
+    """Whether the batch size may change at all."""
+    return "batch_size" in ctx.space.names and ctx.space.yours.loader.batch_size is not None
+
+
+def begun(know: Knowledge) -> bool:
+    """Whether other batches have had their turn: then they are settings like any other."""
+    return know.ctx.look is not None or any(changed(know.ctx, settings) for settings in know.full)
+
+
+def changed(ctx: PlanContext, settings: Settings) -> bool:
+    """Whether these settings have another batch size than *yours*, by our choice."""
+    return searched(ctx) and settings.loader.batch_size != ctx.space.yours.loader.batch_size
+
+
+def caps(ctx: PlanContext, batch_size: int) -> tuple[str, ...]:
+    """Why this size is not tried, in words; empty where it may be."""
+    refused = () if ctx.look is None or not ctx.look.refused else (ctx.look.refused,)
+    noise = None if ctx.look is None else ctx.look.noise
+    return refused + batch_caps(
+        batch_size,
+        noise,
+        _facts(ctx),
+        objective=ctx.objective,
+        max_batch_size=ctx.max_batch_size,
+        epochs=ctx.epochs,
+    )
+
+
+def permitted(ctx: PlanContext, settings: Settings) -> bool:
+    """Whether nothing speaks against the batch size of these settings."""
+    size = settings.loader.batch_size
+    return size is None or not changed(ctx, settings) or not caps(ctx, size)
+
+
+def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
+    """How to look at the gradients; None where they were seen, no larger batch is open, or time is short."""
+    ctx = know.ctx
+    if ctx.look is not None or not _open_sizes(ctx):
+        return None
+    step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
+    allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
+    batches = int(allowed_s / step_s) - _OTHER_STEPS
+    warm = min(WARM_STEPS, int(WARM_SHARE * batches))
+    steps = min(STEPS, (batches - warm) // MICRO_BATCHES)
+    if steps < LEAST_STEPS:
+        warm, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
+    if steps < LEAST_STEPS:
+        return None
+    return GradientSpec(
+        settings=know.incumbent.replace(batch_size=know.yours.loader.batch_size),
+        micro_batches=MICRO_BATCHES,
+        steps=steps,
+        warm_steps=warm,
+        window_s=allowed_s,
+        # Warm steps come before the window; a process may have to be brought up again.
+        timeout_s=min(2 * allowed_s + ctx.space.workload.setup_s + 8.0, room_s),
+        seed=ctx.seed,
+    )
+
+
+def next_batch(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The next size up from the incumbent's, where it is open and untried; None otherwise.
+
+    A size that lost ends the climb, since the next one starts from where it would have won.
+    """
+    if not searched(know.ctx):
+        return None
+    incumbent = know.incumbent
+    for _, settings in neighbours(know.ctx.space, incumbent, "recipe"):
+        larger = (settings.loader.batch_size or 0) > (incumbent.loader.batch_size or 0)
+        if larger and worth_trying(know, settings):
+            reason = f"{describe_change(incumbent, settings)}, learning rate to go with it"
+            return costs.search_spec(settings, "joint", reason)
+    return None
+
+
+def worth_trying(know: Knowledge, settings: Settings) -> bool:
+    """Whether `settings` are worth a full trial: legal, new, not bound to fail and not bound to lose."""
+    return (
+        settings not in know.full
+        and know.ctx.space.legal(settings)
+        and permitted(know.ctx, settings)
+        and not would_fail(settings, know.history)
+        and know.bound(settings) * know.ctx.weight(settings) >= know.rate(know.incumbent)
+    )
+
+
+def batch_choice(know: Knowledge, winner: Settings) -> BatchChoice | None:
+    """The table of the batch sizes that ran, with the winner's marked; None where only one did.
+
+    What is recommended is what won the finals: rates of the search led to them, and count no further.
+    """
+    ctx = know.ctx
+    if not searched(ctx) or len(rates := _batch_rates(know)) < 2:
+        return None
+    choice = choose_batch(
+        rates,
+        None if ctx.look is None else ctx.look.noise,
+        _facts(ctx),
+        objective=ctx.objective,
+        max_batch_size=ctx.max_batch_size,
+        epochs=ctx.epochs,
+    )
+    size = winner.loader.batch_size
+    if size is None or size not in {row.batch_size for row in choice.rows}:
+        return choice
+    gains = {rate.batch_size: _objective(know, rate) for rate in rates}
+    return dataclasses.replace(
+        choice,
+        recommended=size,
+        gain=gains[size] / gains[choice.reference],
+        limited_by=tuple(dict.fromkeys((*choice.limited_by, *_next_caps(know, choice, size)))),
+    )
+
+
+def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[str, ...]:
+    """What kept the next larger size from being tried, where the largest tried was the best."""
+    largest = choice.rows[-1].batch_size
+    if recommended != largest:
+        return ()
+    beyond = [v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > largest]
+    return caps(know.ctx, min(beyond)) if beyond else caps(know.ctx, 2 * largest)
+
+
+def _open_sizes(ctx: PlanContext) -> tuple[int, ...]:
+    """The sizes above the user's own that nothing speaks against, as far as is known."""
+    own = ctx.space.yours.loader.batch_size
+    if not searched(ctx) or own is None:
+        return ()
+    sizes = (v for v in ctx.space.values("batch_size") if isinstance(v, int))
+    return tuple(size for size in sizes if size > own and not caps(ctx, size))
+
+
+def _facts(ctx: PlanContext) -> WorkloadFacts:
+    """The workload with the batch that *yours* asks the loader for."""
+    own = ctx.space.yours.loader.batch_size
+    return dataclasses.replace(ctx.space.workload, batch_samples=own or ctx.space.workload.batch_samples)
+
+
+def _batch_rates(know: Knowledge) -> list[BatchRate]:
+    """For each batch size the fastest settings, in plain samples/s over the user's run."""
+    best: dict[int, Settings] = {}
+    for settings in know.full:
+        size = settings.loader.batch_size
+        if size is None or (settings != know.yours and know.ruled_out(settings)):
+            continue
+        if size not in best or know.rate(settings) > know.rate(best[size]):
+            best[size] = settings
+    return [_batch_rate(know, size, settings) for size, settings in sorted(best.items())]
+
+
+def _batch_rate(know: Knowledge, size: int, settings: Settings) -> BatchRate:
+    rate = know.rate(settings) / know.ctx.weight(settings)
+    spread = math.exp(2 * know.noise / math.sqrt(len(know.full[settings])))
+    peaks = [
+        m.peak_device_bytes if know.ctx.space.workload.accelerated else m.peak_host_bytes
+        for m in (t.measurement for t in know.full[settings])
+        if m is not None
+    ]
+    return BatchRate(
+        batch_size=size,
+        samples_per_s=Interval(value=rate, low=rate / spread, high=rate * spread),
+        peak_bytes=max((peak for peak in peaks if peak is not None), default=None),
+    )
+
+
+def _objective(know: Knowledge, rate: BatchRate) -> float:
+    return rate.samples_per_s.value * know.ctx.weight(know.yours.replace(batch_size=rate.batch_size))
+
+
+def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
+    """The verdict with a word on what its ratio counts, where the winner has another batch than *yours*."""
+    winner = verdict.winner
+    if not changed(ctx, winner):
+        return verdict
+    size, weight = winner.loader.batch_size, ctx.weight(winner)
+    if ctx.objective == "throughput":
+        said = "counts samples, whatever they teach"
+    elif ctx.look is None or ctx.look.noise is None:
+        said = f"takes a sample to teach as much in batches of {size} as in yours, which was not measured"
+    else:
+        said = f"counts samples by what they teach: {weight:.2f} of yours in batches of {size}"
+    return dataclasses.replace(verdict, sentence=f"{verdict.sentence}; {said}")
+
+
+def batch_kept(ctx: PlanContext) -> tuple[Kept, ...]:
+    """The batch size among what was kept, where the gradients speak against any other."""
+    if ctx.look is None or not ctx.look.refused:
+        return ()
+    return (Kept(knob="batch_size", value=ctx.space.yours.loader.batch_size, why=ctx.look.refused),)
+
+
+def batch_notes(know: Knowledge) -> tuple[str, ...]:
+    """Why there is no noise scale behind the batch sizes that were tried, and how far they went for that."""
+    ctx = know.ctx
+    if not any(changed(ctx, settings) for settings in know.full) or ctx.objective == "throughput":
+        return ()
+    if ctx.look is not None and ctx.look.noise is not None:
+        return ()
+    why = "the budget left no time to look at the gradients" if ctx.look is None else ctx.look.missing
+    return (f"larger batches were tried without a noise scale, so only a little larger: {why}",)

@@ -1,0 +1,316 @@
+"""When gradients are looked at, which batch sizes are tried, and how they are compared."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from search_worlds import History, context, fake_runner, run_fake, space_of
+
+from autotune.codec import decode, encode
+from autotune.outcome import NoiseScale, Outcome
+from autotune.recipe.goodput import efficiency
+from autotune.recipe.noise_scale import GradientStats
+from autotune.search.batch import GradientLook, look_of, teaches
+from autotune.search.batch_moves import batch_choice, caps, next_look
+from autotune.search.cost import Costs
+from autotune.search.knowledge import Knowledge
+from autotune.search.plan import LookAtGradients, acceptable, next_move
+from autotune.settings import Settings
+from autotune.testing import fake_gradients
+from autotune.trial import Failure, Mode
+
+
+def noise(samples: float) -> NoiseScale:
+    """A noise scale that is known exactly."""
+    return NoiseScale(
+        value=samples,
+        low=samples,
+        high=samples,
+        lower_bound=samples,
+        micro_samples=64,
+        micro_batches=4,
+        steps=32,
+        skipped=0,
+        at="after 100 warm steps",
+    )
+
+
+def growing(settings: Settings, mode: Mode) -> float:
+    """A device whose every step costs a twentieth of a second beside its samples, so that large batches pay."""
+    size = settings.loader.batch_size or 1
+    return (1 if mode == "full" else 3) * size / (0.05 + size / 4000)
+
+
+SGD = {"learning_rates": (0.1,), "weight_decays": (0.0,), "step_s": 0.06}
+QUIET = {"has_conv2d": False, "image_input": False}
+
+
+def tuned(samples: float | None, *, budget_s: float = 300.0, facts: dict | None = None, **options) -> Outcome:
+    """A run where throughput grows with the batch; `samples` is the noise scale, None is a refusal."""
+    gradients = None
+    if samples is not None:
+        gradients = fake_gradients(samples, 64)
+    runner = fake_runner(growing, facts={**SGD, **QUIET, **(facts or {})}, gradients=gradients)
+    if samples is None:
+        runner.gradients = lambda spec: GradientStats(
+            micro_samples=64, micro_batches=4, refused="the loss is summed over the batch"
+        )
+    return run_fake(runner, budget_s, allow="recipe", **options)
+
+
+def test_a_large_noise_scale_takes_a_larger_batch() -> None:
+    """Samples that still teach as much in larger batches: the fastest of these wins, with its recipe."""
+    outcome = tuned(1e6)
+    assert outcome.verdict.kind == "faster"
+    assert outcome.best.loader.batch_size == 512
+    assert outcome.recipe is not None
+    assert outcome.recipe.learning_rates[0] == pytest.approx(0.1 * 8, rel=0.01)
+    assert outcome.batch is not None
+    assert outcome.batch.recommended == outcome.batch.max_throughput == 512
+    assert outcome.noise is not None
+    assert outcome.noise.at == "after 100 warm steps"
+
+
+def test_a_small_noise_scale_keeps_the_batch() -> None:
+    """However many samples a second a larger batch takes: hardly anything is learned from them."""
+    outcome = tuned(5.0)
+    assert outcome.best.loader.batch_size == 64
+    assert outcome.recipe is None
+    assert all(t.settings.loader.batch_size == 64 for t in outcome.trials)
+
+
+def test_a_noise_scale_between_sets_a_batch_between() -> None:
+    """The ratio shown is in what samples teach: throughput times efficiency."""
+    outcome = tuned(600.0)
+    size = outcome.best.loader.batch_size
+    assert size in (128, 256)
+    assert outcome.noise is not None
+    assert outcome.verdict.ratio is not None
+    plain = growing(outcome.best, "full") / growing(outcome.yours, "full")
+    taught = efficiency(size, 64, outcome.noise.lower_bound)
+    assert outcome.verdict.ratio.value == pytest.approx(plain * taught, rel=0.02)
+    assert f"{taught:.2f} of yours in batches of {size}" in outcome.verdict.sentence
+
+
+def test_throughput_alone_can_be_asked_for() -> None:
+    """The largest batch then wins whatever it teaches, and the words say so."""
+    outcome = tuned(5.0, objective="throughput")
+    assert outcome.best.loader.batch_size == 512
+    assert "whatever they teach" in outcome.verdict.sentence
+
+
+def test_the_largest_batch_can_be_bounded() -> None:
+    """No trial has a larger one, and the table says that this was why."""
+    outcome = tuned(1e6, max_batch_size=200)
+    assert max(t.settings.loader.batch_size for t in outcome.trials) == 128
+    assert outcome.batch is not None
+    assert any("max_batch_size=200" in cap for cap in outcome.batch.limited_by)
+
+
+def test_a_refusal_keeps_the_batch_and_says_why() -> None:
+    """A loss that is summed scales its own gradient: no learning rate goes with another batch."""
+    outcome = tuned(None)
+    assert all(t.settings.loader.batch_size == 64 for t in outcome.trials)
+    assert [k.why for k in outcome.kept if k.knob == "batch_size"] == ["the loss is summed over the batch"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"optimizer_class": None, "optimizer_family": "other"}, "no optimizer was given"),
+        (
+            {"optimizer_class": "Lion", "optimizer_family": "other"},
+            "no rule scales the learning rate of Lion",
+        ),
+    ],
+)
+def test_without_a_rule_for_the_learning_rate_the_batch_stays(facts: dict, why: str) -> None:
+    """Nobody looks at gradients then, and the report says why."""
+    outcome = tuned(1e6, facts=facts)
+    assert all(t.settings.loader.batch_size == 64 for t in outcome.trials)
+    assert outcome.noise is None
+    assert [k.why.startswith(why) for k in outcome.kept if k.knob == "batch_size"] == [True]
+
+
+def test_without_a_noise_scale_the_batch_grows_a_little() -> None:
+    """Up to four times for SGD, twice for Adam; it is noted that nothing supports more."""
+    for family, name, largest in (("sgd", "SGD", 256), ("adam", "Adam", 128)):
+        runner = fake_runner(
+            growing,
+            facts={**SGD, **QUIET, "optimizer_family": family, "optimizer_class": name},
+            gradients=lambda spec: Failure(kind="timeout", message="it did not end"),
+        )
+        outcome = run_fake(runner, 300.0, allow="recipe")
+        assert outcome.best.loader.batch_size == largest
+        assert any("without a noise scale" in note for note in outcome.notes)
+        assert outcome.batch is not None
+        assert not outcome.batch.verified
+        assert "which was not measured" in outcome.verdict.sentence
+
+
+def test_the_finals_hold_the_best_with_the_users_batch_as_well() -> None:
+    """They differ in what they ask of the user, so both meet *yours*."""
+
+    def rate(settings: Settings, mode: Mode) -> float:
+        return growing(settings, mode) * (1.3 if settings.loader.num_workers else 1.0)
+
+    runner = fake_runner(rate, facts={**SGD, **QUIET}, gradients=fake_gradients(1e6, 64))
+    outcome = run_fake(runner, 400.0, allow="recipe")
+    finals = {t.settings.loader.batch_size for t in outcome.trials if t.spec.stage == "final"}
+    others = {t.settings for t in outcome.trials if t.spec.stage == "final"} - {outcome.yours}
+    assert outcome.best.loader.batch_size == 512
+    assert finals == {64, 512}
+    assert any(s.loader.batch_size == 64 for s in others)
+
+
+def test_a_batch_that_brings_under_three_percent_is_not_taken() -> None:
+    """The user would have to change more than settings for it."""
+
+    def rate(settings: Settings, mode: Mode) -> float:
+        size, full = settings.loader.batch_size or 64, 1 if mode == "full" else 3
+        return full * 1000 * (1.02 if size > 64 else 1.0) * (1.2 if settings.loader.num_workers else 1.0)
+
+    runner = fake_runner(rate, facts={**SGD, **QUIET}, gradients=fake_gradients(1e9, 64))
+    outcome = run_fake(runner, 300.0, allow="recipe")
+    assert outcome.verdict.kind == "faster"
+    assert outcome.best.loader.batch_size == 64
+
+
+def test_gradients_are_looked_at_once_and_within_their_share() -> None:
+    """In a run of five minutes no longer than 12 % of it, and never again."""
+    asked = []
+    inner = fake_gradients(1e6, 64)
+    runner = fake_runner(growing, facts={**SGD, **QUIET})
+    runner.gradients = lambda spec: (asked.append(spec), inner(spec))[1]
+    outcome = run_fake(runner, 300.0, allow="recipe")
+    assert len(asked) == 1
+    assert asked[0].window_s <= 0.12 * 300.0
+    assert (asked[0].warm_steps, asked[0].steps) == (100, 32)
+    assert asked[0].settings.loader.batch_size == 64
+    assert outcome.elapsed_s <= 300.0
+
+
+def test_slow_steps_get_fewer_or_no_look() -> None:
+    """Few steps are taken where the budget holds few, and none where not even those fit."""
+    space = space_of(allow="recipe", **SGD)
+
+    def look(budget_s: float):
+        return next_look(Knowledge(context(space, budget_s=budget_s), History().opened(space)), 200.0)
+
+    long, short, hopeless = look(600.0), look(100.0), look(30.0)
+    assert long is not None
+    assert short is not None
+    assert long.steps > short.steps >= 8
+    assert long.warm_steps > short.warm_steps
+    assert hopeless is None
+
+
+def test_other_batches_wait_for_their_turn() -> None:
+    """Neither the sampler nor anybody else tries one before the gradients were looked at."""
+    space = space_of(allow="recipe", **SGD)
+    history = History().opened(space)
+    larger = space.settings(batch_size=128)
+    before = context(space)
+    after = context(space, look=GradientLook(noise=noise(1e6)))
+    assert not acceptable(before, history, larger)
+    assert acceptable(after, history, larger)
+    assert not acceptable(context(space, look=GradientLook(refused="so")), history, larger)
+
+
+def test_a_run_without_leave_to_change_learning_looks_at_nothing() -> None:
+    """With `allow="numerics"` no gradients are asked for."""
+    runner = fake_runner(growing, facts={**SGD, **QUIET})
+    runner.gradients = lambda spec: pytest.fail("gradients were asked for")
+    assert run_fake(runner, 120.0).noise is None
+
+
+def test_rates_to_beat_are_in_samples_of_the_batch_that_runs() -> None:
+    """A larger batch is given up on, and held behind, by what its own samples teach."""
+    space = space_of(allow="recipe", **SGD)
+    know = Knowledge(context(space, look=GradientLook(noise=noise(448.0))), History().opened(space))
+    costs = Costs(know)
+    larger = space.settings(batch_size=512)
+    plain = costs.search_spec(space.settings(num_workers=1), "joint", "")
+    weighed = costs.search_spec(larger, "joint", "")
+    half = efficiency(512, 64, 448.0)
+    assert plain.compare_with is not None
+    assert weighed.compare_with is not None
+    assert weighed.compare_with == pytest.approx(plain.compare_with / half)
+    assert weighed.give_up_below == pytest.approx(plain.give_up_below / half)  # type: ignore[operator]
+
+
+def test_the_table_holds_plain_rates_and_the_winners_mark() -> None:
+    """Each batch by its fastest settings; what is recommended is what won the finals."""
+    space = space_of(allow="recipe", **SGD)
+    history = History().opened(space, 100.0)
+    history.ran(space.settings(batch_size=128), 180.0).ran(space.settings(batch_size=256), 220.0)
+    know = Knowledge(context(space, look=GradientLook(noise=noise(1000.0))), history)
+    table = batch_choice(know, space.settings(batch_size=128))
+    assert table is not None
+    assert [row.batch_size for row in table.rows] == [64, 128, 256]
+    assert table.row(128).samples_per_s.value == pytest.approx(180.0, rel=0.01)
+    assert (table.recommended, table.max_throughput) == (128, 256)
+    assert table.gain == pytest.approx(1.8 * efficiency(128, 64, 1000.0), rel=0.02)
+    assert batch_choice(Knowledge(context(space), History().opened(space)), space.yours) is None
+
+
+def test_what_looking_gave_is_kept_in_the_study(tmp_path) -> None:
+    """A resumed run compares batches by the same noise scale, and does not look again."""
+    storage = str(tmp_path / "run.journal")
+    runner = fake_runner(growing, facts={**SGD, **QUIET}, gradients=fake_gradients(600.0, 64))
+    first = run_fake(runner, 120.0, allow="recipe", storage=storage)
+    again = fake_runner(growing, facts={**SGD, **QUIET})
+    again.gradients = lambda spec: pytest.fail("gradients were asked for again")
+    second = run_fake(again, 120.0, allow="recipe", storage=storage, resume=True)
+    assert first.noise is not None
+    assert second.noise == first.noise
+
+
+def test_answers_of_a_runner_become_a_look() -> None:
+    """A refusal or diverged gradients keep the batch; no time or memory leaves the trusted rules."""
+    refused = look_of(GradientStats(micro_samples=64, micro_batches=4, refused="so"))
+    diverged = look_of(Failure(kind="non_finite", message="NaN"))
+    late = look_of(Failure(kind="timeout", message="late"))
+    few = look_of(GradientStats(micro_samples=64, micro_batches=4))
+    assert refused == GradientLook(refused="so")
+    assert "NaN" in diverged.refused
+    assert late == GradientLook(missing="late")
+    assert few.missing
+    assert not few.refused
+    look = GradientLook(noise=noise(100.0))
+    assert decode(GradientLook, json.loads(json.dumps(encode(look)))) == look
+
+
+def test_a_sample_counts_as_one_where_nothing_else_is_known() -> None:
+    """The user's own batch, an unknown noise scale, and throughput alone."""
+    yours = Settings().replace(batch_size=64)
+    larger, look = yours.replace(batch_size=256), GradientLook(noise=noise(64.0))
+    assert teaches(larger, yours, look, "goodput") == pytest.approx(128 / 320)
+    assert teaches(larger, yours, look, "time") == pytest.approx(128 / 320)
+    assert teaches(yours, yours, look, "goodput") == 1.0
+    assert teaches(larger, yours, look, "throughput") == 1.0
+    assert teaches(larger, yours, None, "goodput") == 1.0
+    assert teaches(larger, yours, GradientLook(missing="late"), "goodput") == 1.0
+
+
+def test_caps_are_those_of_the_table() -> None:
+    """A size that would not be recommended is not tried."""
+    space = space_of(allow="recipe", dataset_samples=8000, **SGD)
+    ctx = context(space, look=GradientLook(noise=noise(1e6)))
+    assert caps(ctx, 128) == ()
+    assert any("batches in an epoch" in cap for cap in caps(ctx, 256))
+
+
+def test_the_first_move_after_the_usual_advice_is_a_look() -> None:
+    """The plan asks for it itself, and says how."""
+    space = space_of(allow="recipe", usable_cpus=1, **SGD)
+    history = History().opened(space)
+    seen = []
+    for _ in range(20):
+        move = next_move(context(space), history)
+        seen.append(move)
+        if isinstance(move, LookAtGradients):
+            break
+        history.ran(move.spec.settings, 90.0, move.spec.stage, move.spec.mode, wall_s=3.0)  # type: ignore[union-attr]
+    assert isinstance(seen[-1], LookAtGradients)
