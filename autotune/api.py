@@ -12,6 +12,7 @@ from typing import Any, Literal
 import autotune
 from autotune.errors import UsageError
 from autotune.measure.seam import Description, Runner
+from autotune.outcome import Objective
 from autotune.profile import store
 from autotune.profile.earlier import earlier_settings
 from autotune.profile.schema import profile_of
@@ -42,6 +43,8 @@ def find_best(
     drop_last: bool = False,
     allow: Allow = "numerics",
     budget: str | float = "5m",
+    objective: Objective = "goodput",
+    max_batch_size: int | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
     runner: RunnerName | Runner = "process",
@@ -69,6 +72,10 @@ def find_best(
             learning rate and warmup).
         budget: wall-clock time for everything, such as 90, "90s" or "5m". Never exceeded by more than
             the end of a trial.
+        objective: what is best across batch sizes, where `allow` lets them change. `goodput`: what is learned
+            in a second, with nearly as much from each sample. `time`: the same, if you add the epochs that
+            make up for what each teaches less. `throughput`: samples a second, whatever they teach.
+        max_batch_size: the largest batch that may be tried.
         epochs: how long you will train. Start-up costs are spread over that; without it the settings are
             judged for a long run.
         fixed: knobs that must have a value, such as {"num_workers": 4}.
@@ -111,6 +118,8 @@ def find_best(
             workload,
             allow=allow,
             budget=budget,
+            objective=objective,
+            max_batch_size=max_batch_size,
             epochs=epochs,
             fixed=fixed,
             storage=storage,
@@ -200,6 +209,8 @@ def tune_with(
     *,
     allow: Allow = "numerics",
     budget: str | float = "5m",
+    objective: Objective = "goodput",
+    max_batch_size: int | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
     storage: str | None = None,
@@ -222,10 +233,13 @@ def tune_with(
             fix='use "exact", "numerics" or "recipe"',
             why="it names a class of knob",
         )
+    _check_batches(objective, max_batch_size)
     place = storage if storage is not None else _journal(name, resume=resume)
     options = TuneOptions(
         budget_s=parse_duration_s(budget),
         allow=allow,
+        objective=objective,
+        max_batch_size=max_batch_size,
         epochs=epochs,
         fixed=dict(fixed or {}),
         seed=seed,
@@ -239,6 +253,21 @@ def tune_with(
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     profile = profile_of(outcome, created=created, version=autotune.__version__)
     return Result(profile, outcome, workload)
+
+
+def _check_batches(objective: str, max_batch_size: int | None) -> None:
+    if objective not in ("goodput", "throughput", "time"):
+        raise UsageError(
+            f"`objective` cannot be {objective!r}",
+            fix='use "goodput", "throughput" or "time"',
+            why="it says what is best across batch sizes",
+        )
+    if max_batch_size is not None and max_batch_size < 1:
+        raise UsageError(
+            "`max_batch_size` must be at least 1",
+            why=f"it is {max_batch_size}",
+            fix="leave it out to let the measurements decide",
+        )
 
 
 def _won_before(description: Description) -> tuple[Settings, ...]:

@@ -226,6 +226,13 @@ class BatchChoice:
     limited_by: tuple[str, ...] = ()
     """The caps without which a larger gain would have been recommended."""
 
+    def weight(self, batch_size: int) -> float:
+        """What a sample counts for in the objective; 1 where it is not known, and for throughput alone."""
+        if self.objective == "throughput":
+            return 1.0
+        taught = [row.efficiency for row in self.rows if row.batch_size == batch_size]
+        return taught[0] if taught and taught[0] is not None else 1.0
+
     def row(self, batch_size: int) -> BatchRow:
         """The line of this batch size.
 
@@ -267,6 +274,13 @@ class Outcome:
     def best(self) -> Settings:
         """The settings to train with: measured, all of them."""
         return self.verdict.winner
+
+    def weight(self, settings: Settings) -> float:
+        """What a sample counts for under `settings` beside *yours*, as in the verdict's ratio."""
+        size = settings.loader.batch_size
+        if self.batch is None or size is None:
+            return 1.0
+        return self.batch.weight(size)
 
     def finals(self, settings: Settings) -> tuple[Trial, ...]:
         """The finals trials of these settings, in the order they ran."""

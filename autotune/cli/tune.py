@@ -27,6 +27,8 @@ class TuneArgs:
     target: str
     budget: float
     allow: str
+    objective: str
+    max_batch_size: int | None
     epochs: int | None
     fixed: dict[str, KnobValue]
     device: str | None
@@ -54,6 +56,15 @@ class TuneArgs:
     help="The highest class of settings that may change: exact keeps every number, numerics changes"
     " rounding, recipe changes learning.",
 )
+@click.option(
+    "--objective",
+    type=click.Choice(["goodput", "throughput", "time"]),
+    default="goodput",
+    show_default=True,
+    help="What is best across batch sizes, with --allow recipe: goodput is what is learned in a second with"
+    " nearly as much from each sample, time the same at the price of more epochs, throughput samples/s.",
+)
+@click.option("--max-batch-size", type=click.IntRange(1), help="The largest batch that may be tried.")
 @click.option(
     "--epochs", type=click.IntRange(1), help="How long you will train: start-up costs are spread over it."
 )
@@ -106,6 +117,8 @@ def tune(talk: running.Talk, **options: Any) -> int:
         device=args.device,
         batch_size=args.batch_size,
         allow=args.allow,
+        objective=args.objective,
+        max_batch_size=args.max_batch_size,
         budget=args.budget,
         epochs=args.epochs,
         fixed=args.fixed,

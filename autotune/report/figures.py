@@ -52,7 +52,8 @@ def rival(outcome: Outcome) -> Settings | None:
         if trial.spec.stage == "final" and trial.settings != outcome.yours and trial.settings not in ratios:
             yours, theirs = sides(outcome, trial.settings)
             if yours and theirs and theirs.final:
-                ratios[trial.settings] = theirs.samples_per_s / yours.samples_per_s
+                weight = outcome.weight(trial.settings)
+                ratios[trial.settings] = weight * theirs.samples_per_s / yours.samples_per_s
     if not ratios:
         return None
     told = outcome.verdict.ratio

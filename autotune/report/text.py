@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from autotune.report.batches import HEAD, BatchTable
 from autotune.report.rows import Row
 from autotune.report.view import Remark, View
 
@@ -36,6 +37,7 @@ def lines(view: View, width: int = WIDTH) -> tuple[Line, ...]:
         _paragraph(" · ".join(view.head), width, "muted", follow="  "),
         _paragraph(view.headline, width, "good" if view.good else "doubtful"),
         _table(view, width),
+        _batches(view.batches, width),
         [
             line
             for text in view.remarks
@@ -126,6 +128,21 @@ def _table(view: View, width: int) -> list[Line]:
         result.append(Line(text=f"  {'-' * cells}", role="muted"))
     for row in view.summary:
         result += _row_lines(row, widths, notes_at, width)
+    return result
+
+
+def _batches(table: BatchTable, width: int) -> list[Line]:
+    """The batch sizes in columns, those that are marked standing out, and the remarks below them."""
+    rows = [HEAD, *(line.cells for line in table.lines)] if table.lines else []
+    sizes = [max(map(len, column)) for column in zip(*rows)]
+    texts = ["  ".join(f"{cell:>{size}}" for cell, size in zip(row, sizes)) for row in rows]
+    marks = ["", *(line.mark for line in table.lines)]
+    result = [
+        Line(text=f"  {text}  {mark}".rstrip(), role="plain" if "recommended" in mark else "muted")
+        for text, mark in zip(texts, marks)
+    ]
+    for remark in table.remarks:
+        result += _paragraph(remark, width, "plain", indent="  ", follow="  ")
     return result
 
 

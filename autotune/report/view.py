@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.facts import MachineFacts
 from autotune.outcome import Kept, Outcome, VerdictKind
 from autotune.profile import schema
+from autotune.report.batches import BatchTable, batch_table
 from autotune.report.figures import Failures, break_even_s, failures, rival, sides
 from autotune.report.rows import Comparison, Row, Side, settings_rows, summary_rows
 from autotune.report.words import count_text, failure_text, rate_text, value_text
@@ -36,6 +37,8 @@ class View:
     """What the second column holds: best, best so far, tried; empty without one."""
     settings: tuple[Row, ...] = ()
     summary: tuple[Row, ...] = ()
+    batches: BatchTable = field(default_factory=BatchTable)
+    """The batch sizes that ran; empty where only one did."""
     remarks: tuple[str, ...] = ()
     """Ceilings and what else explains the table."""
     kept: tuple[Remark, ...] = ()
@@ -87,6 +90,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
             has_loader=workload.has_loader,
         ),
         summary=summary,
+        batches=batch_table(outcome.batch, outcome.noise, outcome.epochs),
         remarks=_remarks(outcome),
         kept=_kept(outcome.kept),
         failures=tuple(_failure_remark(group) for group in failed),

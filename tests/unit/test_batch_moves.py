@@ -37,7 +37,7 @@ def noise(samples: float) -> NoiseScale:
 
 
 def growing(settings: Settings, mode: Mode) -> float:
-    """A device whose every step costs a twentieth of a second beside its samples, so that large batches pay."""
+    """A device whose every step costs 0.05 s beside its samples, so that large batches pay."""
     size = settings.loader.batch_size or 1
     return (1 if mode == "full" else 3) * size / (0.05 + size / 4000)
 

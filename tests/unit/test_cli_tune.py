@@ -74,8 +74,9 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
     """Each option changes what is asked for."""
     tune(
         *("--budget", "90s", "--allow", "exact", "--epochs", "3", "--seed", "7", "--runner", "in-process"),
+        *("--objective", "time", "--max-batch-size", "512"),
         *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
-        "--no-warm-start",
+        *("--no-warm-start", "--objective", "time", "--max-batch-size", "512"),
         *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
     )
     tuner.asked.pop("listener")
@@ -85,6 +86,8 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         "batch_size": 8,
         "budget": 90.0,
         "allow": "exact",
+        "objective": "time",
+        "max_batch_size": 512,
         "epochs": 3,
         "seed": 7,
         "runner": "in_process",
