@@ -135,12 +135,13 @@ def _batches(table: BatchTable, width: int) -> list[Line]:
     """The batch sizes in columns, those that are marked standing out, and the remarks below them."""
     rows = [HEAD, *(line.cells for line in table.lines)] if table.lines else []
     sizes = [max(map(len, column)) for column in zip(*rows)]
-    texts = ["  ".join(f"{cell:>{size}}" for cell, size in zip(row, sizes)) for row in rows]
-    marks = ["", *(line.mark for line in table.lines)]
-    result = [
-        Line(text=f"  {text}  {mark}".rstrip(), role="plain" if "recommended" in mark else "muted")
-        for text, mark in zip(texts, marks)
-    ]
+    texts = ["  " + "  ".join(f"{cell:>{size}}" for cell, size in zip(row, sizes)) for row in rows]
+    result: list[Line] = []
+    for text, mark in zip(texts, ["", *(line.mark for line in table.lines)]):
+        role: Role = "plain" if "recommended" in mark else "muted"
+        first, *more = textwrap.wrap(mark, max(16, width - len(text) - 2)) or [""]
+        result.append(Line(text=f"{text}  {first}".rstrip(), role=role))
+        result += [Line(text=f"{'':<{len(text) + 2}}{rest}", role=role) for rest in more]
     for remark in table.remarks:
         result += _paragraph(remark, width, "plain", indent="  ", follow="  ")
     return result

@@ -100,6 +100,15 @@ def test_the_report_shows_the_table_below_the_settings() -> None:
     assert "teaches" not in render(view_of(won()))
 
 
+def test_marks_that_do_not_fit_go_on_in_the_next_line() -> None:
+    """A batch can be yours, the fastest and recommended at once, and 80 columns stay 80."""
+    found = replace(choice(), recommended=64, max_throughput=64)
+    text = render(view_of(replace(won(), batch=found, noise=NOISE)))
+    assert "yours, max" in text
+    assert "recommended" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_json_holds_the_table_and_the_noise_scale() -> None:
     """Whole, for others to compute with; null where there is none."""
     document = json.loads(json.dumps(outcome_json(larger())))
