@@ -25,9 +25,10 @@ from unittest import mock
 from grids import Grid
 
 from autotune.errors import UsageError
-from autotune.measure.seam import Description
+from autotune.measure.seam import Description, NumericsSpec
 from autotune.measure.timing import BlockTimer, measure_blocks
 from autotune.outcome import Kept
+from autotune.recipe.guard import NumericsRecord
 from autotune.search.engine import TuneOptions
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Space, build_space
@@ -162,6 +163,15 @@ class ReplayRunner:
         else:
             outcome = _replayed(recorded.measurement, spec, draw, _warmup_s(runs, recorded, first=first))
         return self._ended(dataclasses.replace(outcome, wall_s=setup_s + outcome.wall_s), spec)
+
+    def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord:
+        """Nothing is known of losses and gradients; the time of the steps is taken all the same."""
+        wall_s = 3 * (spec.steps + 1) * self._description.workload.step_s
+        self.clock.advance(wall_s)
+        refused = "a grid holds times alone"
+        return NumericsRecord(
+            settings=spec.settings, reference=spec.reference, refused=refused, wall_s=wall_s
+        )
 
     def close(self) -> None:
         """Nothing was started."""

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 
 from autotune.outcome import Outcome
+from autotune.recipe.guard import Numerics
 from autotune.search.engine import TuneOptions, tune
 from autotune.search.knowledge import PlanContext
 from autotune.search.listener import SilentListener
 from autotune.settings import Settings
 from autotune.space.candidates import Space, build_space
+from autotune.space.rules import PRECISION_RANK
 from autotune.testing import FakeClock, FakeRunner, Rate, fake_description
 from autotune.trial import Block, Failure, FailureKind, Measurement, Mode, Stage, Trial, TrialSpec
 
@@ -23,9 +25,21 @@ def space_of(*, allow: str = "numerics", fixed: dict | None = None, **facts: obj
 
 
 def context(space: Space, **changes: object) -> PlanContext:
-    """A context with five minutes, all of them left."""
-    values: dict = {"budget_s": 300.0, "remaining_s": 290.0, **changes}
+    """A context with five minutes, all of them left, where all arithmetic is known to train the same."""
+    values: dict = {"budget_s": 300.0, "remaining_s": 290.0, "numerics": all_the_same(space), **changes}
     return PlanContext(space=space, **values)
+
+
+def all_the_same(space: Space) -> tuple[Numerics, ...]:
+    """That every precision trains as *yours* does, with the other switches the other way round as well."""
+    yours = space.yours.compute
+    switched = space.yours.replace(
+        channels_last=not yours.channels_last, fused_optimizer=not yours.fused_optimizer
+    )
+    return tuple(
+        Numerics(kind="same", reason="same", settings=switched.replace(precision=each), reference=space.yours)
+        for each in PRECISION_RANK
+    )
 
 
 class History(list):

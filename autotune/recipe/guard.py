@@ -12,7 +12,7 @@ loss of the last steps by at most 0.07 % and the first gradient's cosine by 0.00
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -136,6 +136,20 @@ def changes(settings: Settings, reference: Settings) -> frozenset[tuple[str, obj
     """The `CHECKED` knobs in which `settings` differ, with their values: what a check is about."""
     changed = settings.changed_from(reference)
     return frozenset((name, changed[name]) for name in CHECKED if name in changed)
+
+
+def known_of(judged: Sequence[Numerics], settings: Settings, reference: Settings) -> Numerics | None:
+    """What earlier comparisons say of these settings; None where nothing does.
+
+    What was compared itself comes first. What trains worse does so with more changes as well, and what trains
+    the same together does so with fewer.
+    """
+    wanted = changes(settings, reference)
+    theirs = [(found, changes(found.settings, found.reference)) for found in judged]
+    own = [found for found, changed in theirs if changed == wanted]
+    worse = [found for found, changed in theirs if found.kind == "worse" and changed and changed <= wanted]
+    same = [found for found, changed in theirs if found.kind == "same" and changed >= wanted]
+    return next(iter([*own, *worse, *same] if wanted else []), None)
 
 
 def label(settings: Settings, reference: Settings) -> str:

@@ -117,6 +117,7 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
         and know.ctx.space.legal(settings)
         and permitted(know.ctx, settings)
         and not would_fail(settings, know.history)
+        and not know.trains_worse(settings)
         and know.bound(settings) * know.ctx.weight(settings) >= know.rate(know.incumbent)
     )
 

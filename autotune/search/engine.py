@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autotune.measure.seam import Description, Runner
+from autotune.measure.seam import Description, NumericsSpec, Runner
 from autotune.outcome import Objective, Outcome, Recipe, Verdict
+from autotune.recipe.guard import judge_numerics, label
 from autotune.recipe.scaling import scale_recipe
 from autotune.search.batch import GradientLook, look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
@@ -19,10 +20,12 @@ from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured
 from autotune.search.finals import candidates, judged, worths
+from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import Listener
 from autotune.search.plan import (
+    CheckNumerics,
     EndSearch,
     Finish,
     LookAtGradients,
@@ -143,6 +146,7 @@ class _Session:
         self.search_over = ""
         self.exhausted = False
         self.look = self.store.look
+        self.numerics = [judge_numerics(record) for record in self.store.compared]
         self.stage = ""
 
     def _open(self) -> StudyStore:
@@ -189,6 +193,7 @@ class _Session:
             objective=self.options.objective,
             max_batch_size=self.options.max_batch_size,
             look=self.look,
+            numerics=tuple(self.numerics),
         )
 
     def _loop(self) -> None:
@@ -199,6 +204,8 @@ class _Session:
                 self._sample(move)
             elif isinstance(move, LookAtGradients):
                 self._look(move)
+            elif isinstance(move, CheckNumerics):
+                self._compare(move.spec)
             else:
                 self._run(move)
 
@@ -207,6 +214,12 @@ class _Session:
         self.listener.stage("your gradients: how large a batch they bear")
         self.look = look_of(self.runner.probe_gradients(move.spec))
         self.store.keep_look(self.look)
+
+    def _compare(self, spec: NumericsSpec) -> None:
+        self.listener.stage(f"numerics: the same steps with {label(spec.settings, spec.reference)}")
+        record = record_of(spec, self.runner.compare_numerics(spec))
+        self.store.keep_compared(record)
+        self.numerics.append(judge_numerics(record))
 
     def _sample(self, move: Sample) -> None:
         context = self.context
@@ -313,6 +326,7 @@ class _Session:
             notes.extend(edge_notes(know, Costs(know)))
             notes.extend(headroom_notes(know, verdict.winner))
             notes.extend(batch_notes(know))
+            notes.extend(guard_notes(know, verdict.winner))
         return tuple(notes)
 
 

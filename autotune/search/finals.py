@@ -164,6 +164,12 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
             price=lambda settings: LEAST_GAIN if changed(know.ctx, settings) else 1.0,
         )
         return counted_in(know.ctx, unless_disturbed(verdict, know.yours, finals_of(know)))
+    worse = [
+        s for s in know.full if know.trains_worse(s) and know.rate(s) > NOTICEABLE * know.rate(know.yours)
+    ]
+    if worse and not candidates(know, costs):
+        sentence = "yours stays: what was faster does not train the same"
+        return Verdict(kind="kept", winner=know.yours, sentence=sentence)
     others = sum(1 for s in know.full if s != know.yours)
     if others and candidates(know, costs):
         sentence = "yours stays: no time was left to confirm what looked faster"

@@ -11,6 +11,7 @@ from typing import Literal
 from autotune.measure.stats import rate_interval
 from autotune.outcome import Objective
 from autotune.recipe.goodput import LEAST_GAIN
+from autotune.recipe.guard import Numerics, known_of
 from autotune.search.batch import GradientLook, teaches
 from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
@@ -62,6 +63,8 @@ class PlanContext:
     max_batch_size: int | None = None
     look: GradientLook | None = None
     """What looking at the user's gradients gave; None before."""
+    numerics: tuple[Numerics, ...] = ()
+    """What comparing steps with *yours* gave, in the order in which they were compared."""
 
     def weight(self, settings: Settings) -> float:
         """What a sample teaches under `settings`, relative to *yours*: what rates are multiplied by."""
@@ -208,9 +211,18 @@ class Knowledge:
         free, yours = self.free_share(settings), self.free_share(self.yours)
         return free is not None and free < NO_ROOM and (yours is None or yours >= NO_ROOM)
 
+    def numerics(self, settings: Settings) -> Numerics | None:
+        """How the steps of these settings compare with those of *yours*; None where that is not known."""
+        return known_of(self.ctx.numerics, settings, self.yours)
+
+    def trains_worse(self, settings: Settings) -> bool:
+        """Whether their arithmetic was seen to harm training."""
+        found = self.numerics(settings)
+        return found is not None and found.kind == "worse"
+
     def ruled_out(self, settings: Settings) -> bool:
         """Whether these settings can be neither the incumbent nor a candidate."""
-        return self.gave_up(settings) or self.no_room(settings)
+        return self.gave_up(settings) or self.no_room(settings) or self.trains_worse(settings)
 
     def _climb(self, order: Sequence[Settings]) -> Settings:
         incumbent = order[0]

@@ -4,6 +4,8 @@
     and larger batches, where learning may change -> moves of one knob from the incumbent, on the side that
     the bottleneck names -> the sampler -> finals -> the winner across the end of an epoch -> worth
 
+Settings that change rounding are compared with *yours* step by step before they are built on, or win.
+
 Every decision can be replayed: the same history and times give the same moves.
 """
 
@@ -15,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from autotune.measure.seam import GradientSpec
+from autotune.measure.seam import GradientSpec, NumericsSpec
 from autotune.search import batch_moves
 from autotune.search.batch_moves import worth_trying
 from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
+from autotune.search.guard import early_check, next_check
+from autotune.search.guard import reserve_s as guard_s
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.parts import describe_change, next_part, predicted
 from autotune.search.predict import Prediction, predictions
@@ -82,6 +86,13 @@ class LookAtGradients:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckNumerics:
+    """Compare steps: the judgement joins `PlanContext.numerics`."""
+
+    spec: NumericsSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndSearch:
     """Go on to the finals: `reason` becomes `PlanContext.search_over`."""
 
@@ -93,7 +104,7 @@ class Finish:
     """Nothing is left to do."""
 
 
-Move = Run | Sample | LookAtGradients | EndSearch | Finish
+Move = Run | Sample | LookAtGradients | CheckNumerics | EndSearch | Finish
 
 
 def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
@@ -104,6 +115,9 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
         return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
     if not ctx.search_over:
         return _search(know, costs)
+    check = next_check(know, costs)
+    if check is not None:
+        return CheckNumerics(spec=check)
     spec = next_final(know, costs) or next_challenge(know, costs)
     spec = spec or next_edge(know, costs) or next_worth(know, costs)
     if spec is None:
@@ -151,7 +165,10 @@ def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
 def _search(know: Knowledge, costs: Costs) -> Move:
     if not _searchable(know.ctx):
         return EndSearch(reason="there was nothing to search")
-    room_s = know.ctx.remaining_s - _reserve_s(know, costs)
+    room_s = know.ctx.remaining_s - _reserve_s(know, costs) - guard_s(know)
+    check = early_check(know, room_s)
+    if check is not None:
+        return CheckNumerics(spec=check)
     move = _wanted(know, costs, room_s)
     if isinstance(move, EndSearch | LookAtGradients):
         return move

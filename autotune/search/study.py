@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from autotune.codec import CodecError, decode, encode
 from autotune.errors import AutotuneError, StudyError
+from autotune.recipe.guard import NumericsRecord
 from autotune.search.batch import GradientLook
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Option
@@ -32,6 +33,8 @@ _IDENTITY = "autotune"
 """User attribute of the study that says what it belongs to."""
 _LOOK = "gradients"
 """User attribute of the study with what looking at the gradients gave."""
+_COMPARED = "numerics "
+"""User attributes of the study, one for each comparison of steps, are called this and a number."""
 _STARTUP_TRIALS = 5
 _DRAWS = 25
 """Draws without something new after which the sampler counts as exhausted."""
@@ -76,6 +79,23 @@ class StudyStore:
         """Store what was seen of the gradients: rates across batch sizes are compared by it."""
         with _quiet(), _storage_errors("written"):
             self._study.set_user_attr(_LOOK, json.dumps(encode(look)))
+
+    @property
+    def compared(self) -> tuple[NumericsRecord, ...]:
+        """All comparisons of steps, those of earlier sessions included."""
+        stored, count = self._study.user_attrs, 0
+        found = []
+        with _storage_errors("read"):
+            while (text := stored.get(f"{_COMPARED}{count}")) is not None:
+                found.append(decode(NumericsRecord, json.loads(text)))
+                count += 1
+        return tuple(found)
+
+    def keep_compared(self, record: NumericsRecord) -> None:
+        """Store a comparison of steps: settings that fail in it are out for good."""
+        with _quiet(), _storage_errors("written"):
+            name = f"{_COMPARED}{len(self.compared)}"
+            self._study.set_user_attr(name, json.dumps(encode(record)))
 
     def start(self, spec: TrialSpec) -> int:
         """Note that `spec` is being run; its number in the study."""

@@ -143,9 +143,7 @@ def _batch_size(ground: Ground) -> Choice:
     if workload.optimizer_class is None:
         return Choice(kept="no optimizer was given, so no learning rate could go with another one")
     if workload.optimizer_family == "other":
-        return Choice(
-            kept=f"no rule scales the learning rate of {workload.optimizer_class}"
-        )
+        return Choice(kept=f"no rule scales the learning rate of {workload.optimizer_class}")
     samples = workload.dataset_samples
     limit = max(now, samples // MIN_STEPS_PER_EPOCH) if samples else now * _BATCH_FACTORS[-1]
     sizes = [now * k for k in _BATCH_FACTORS if now * k <= limit]

@@ -167,7 +167,7 @@ def test_a_trial_cut_short_by_the_budget_is_no_failure_of_its_settings():
         return inner(spec)
 
     runner.run = run
-    outcome = run_fake(runner, 60.0)
+    outcome = run_fake(runner, 60.0, allow="exact")
     assert len(finals) == 10
     assert outcome.verdict.kind == "faster"
     assert all(t.failure is None for t in outcome.trials)

@@ -1,0 +1,211 @@
+"""Steps compared with *yours*: when, what follows, and what the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from search_worlds import History, context, fake_runner, run_fake, space_of
+from strategies import plain_gpu
+
+from autotune.measure.seam import NumericsSpec
+from autotune.recipe.guard import CHECKED, LEAST_STEPS, STEPS, Numerics, NumericsRecord, judge_numerics
+from autotune.search.cost import Costs
+from autotune.search.finals import judged as verdict_of
+from autotune.search.guard import SHARE, early_check, guard_notes, next_check, reserve_s
+from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.plan import CheckNumerics, Finish, Run, acceptable, next_move
+from autotune.settings import Settings
+from autotune.testing import fake_numerics
+from autotune.trial import Failure, Mode
+
+GPU = {
+    "device": "cuda",
+    "gpus": (plain_gpu(),),
+    "fused_available": True,
+    "image_input": True,
+    "has_conv2d": True,
+}
+SPACE = space_of(**GPU)
+YOURS = SPACE.yours
+BF16 = YOURS.replace(precision="bfloat16")
+LAST = YOURS.replace(channels_last=True)
+BOTH = BF16.replace(channels_last=True)
+
+
+def judged(settings: Settings, loss_change: float = 0.0) -> Numerics:
+    """What comparing these settings gave."""
+    return judge_numerics(
+        fake_numerics(NumericsSpec(settings=settings, reference=YOURS), loss_change=loss_change)
+    )
+
+
+def searching(**changes: object) -> PlanContext:
+    return context(SPACE, **{"numerics": (), **changes})
+
+
+def finals(**changes: object) -> PlanContext:
+    return searching(**{"search_over": "done", "remaining_s": 250.0, **changes})
+
+
+def ahead(*settings: Settings) -> History:
+    """Each of these ran, one faster than the other, the last the fastest."""
+    history = History().opened(SPACE)
+    for number, each in enumerate(settings):
+        history.ran(each, 150.0 + 20 * number).ran(each, 150.0 + 20 * number)
+    return history
+
+
+def test_another_precision_is_checked_before_more_is_built_on_it() -> None:
+    """In the search, against the same settings with the user's own arithmetic; then it goes on."""
+    move = next_move(searching(), ahead(BF16.replace(num_workers=2)))
+    assert isinstance(move, CheckNumerics)
+    assert move.spec.settings.compute.precision == "bfloat16"
+    assert move.spec.reference == YOURS.replace(num_workers=2)
+    assert move.spec.steps == STEPS
+    after = next_move(searching(numerics=(judged(BF16),)), ahead(BF16.replace(num_workers=2)))
+    assert not isinstance(after, CheckNumerics)
+
+
+def test_other_kernels_are_checked_before_the_finals() -> None:
+    """Each candidate's; what keeps every number needs none."""
+    assert not isinstance(next_move(searching(), ahead(LAST)), CheckNumerics)
+    move = next_move(finals(), ahead(LAST))
+    assert isinstance(move, CheckNumerics)
+    assert set(move.spec.settings.changed_from(move.spec.reference)) <= set(CHECKED)
+    move = next_move(finals(numerics=(judged(LAST),)), ahead(LAST))
+    assert isinstance(move, Run)
+    assert move.spec.stage == "final"
+    move = next_move(finals(), ahead(YOURS.replace(num_workers=2)))
+    assert isinstance(move, Run)
+
+
+def test_a_candidate_that_trains_worse_leaves_its_place_to_the_next() -> None:
+    """It is no incumbent, meets nobody, and is not tried again with other workers."""
+    ctx, history = finals(numerics=(judged(BF16, 0.12),)), ahead(LAST, BF16)
+    know = Knowledge(ctx, history)
+    assert know.incumbent == LAST
+    move = next_move(ctx, history)
+    assert isinstance(move, CheckNumerics)
+    assert move.spec.settings == LAST
+    assert not acceptable(ctx, history, SPACE.settings(precision="bfloat16", num_workers=2))
+    assert acceptable(ctx, history, SPACE.settings(channels_last=True, num_workers=2))
+
+
+def test_what_is_known_of_some_changes_tells_of_fewer_and_of_more() -> None:
+    """Together the same: each alone as well. Alone worse: worse with others too. Its own comes first."""
+    together = Knowledge(searching(numerics=(judged(BOTH),)), ahead(BOTH))
+    assert [together.numerics(s) is None for s in (BOTH, BF16, LAST, YOURS)] == [False, False, False, True]
+    alone = Knowledge(searching(numerics=(judged(BF16, 0.12),)), ahead(BOTH))
+    assert [alone.trains_worse(s) for s in (BOTH, BF16, LAST, YOURS)] == [True, True, False, False]
+    worse_together = Knowledge(searching(numerics=(judged(BOTH, 0.12),)), ahead(BOTH))
+    assert [worse_together.trains_worse(s) for s in (BOTH, BF16, LAST)] == [True, False, False]
+    both = Knowledge(searching(numerics=(judged(BF16, 0.12), judged(BOTH))), ahead(BOTH))
+    assert not both.trains_worse(BOTH)
+
+
+def test_it_takes_a_tenth_of_the_budget_or_is_left_out() -> None:
+    """With fewer steps where that is all there is time for; then a note says that it was not made."""
+    history = ahead(LAST)
+    know = Knowledge(finals(), history)
+    enough_s = (STEPS + 1.5) * (know.latest(YOURS).step_s + know.latest(LAST).step_s) / SHARE
+    for budget_s, steps in ((enough_s, STEPS), (0.6 * enough_s, LEAST_STEPS), (0.3 * enough_s, None)):
+        know = Knowledge(finals(budget_s=budget_s), history)
+        spec = next_check(know, Costs(know))
+        assert (spec and spec.steps) == steps
+        assert (reserve_s(know) > 0) == (steps is not None)
+    assert guard_notes(know, LAST) == ("numerics: channels_last: not checked: no time was left",)
+    assert early_check(Knowledge(searching(), ahead(BF16)), 0.1) is None
+
+
+def test_the_fewest_pairs_come_before_it() -> None:
+    """Where the time that is left holds no more than those, it is left out."""
+    history = ahead(LAST)
+    know = Knowledge(finals(remaining_s=60.0), history)
+    pairs_s = 4 * Costs(know).round_s() + Costs(know).edge_s
+    for remaining_s, made in ((pairs_s + 15.0, True), (pairs_s + 1.0, False)):
+        know = Knowledge(finals(remaining_s=remaining_s), history)
+        assert (next_check(know, Costs(know)) is not None) == made
+
+
+def test_a_candidate_in_its_finals_is_not_checked_any_more() -> None:
+    """What it won would have to be judged again."""
+    history = ahead(LAST).ran(YOURS, 100, "final", pair=0).ran(LAST, 150, "final", pair=0)
+    move = next_move(finals(), history)
+    assert isinstance(move, Run)
+
+
+def fast_on_tensor_cores(settings: Settings, mode: Mode) -> float:
+    """bfloat16 twice as fast, tf32 and two workers some."""
+    faster = {"float32": 1.0, "tf32": 1.3, "bfloat16": 2.0, "float16": 1.9}[settings.compute.precision]
+    workers = 1.2 if settings.loader.num_workers >= 2 else 1.0
+    return 400.0 * faster * (workers if mode == "full" else 3.0)
+
+
+def tuned(
+    numerics: Callable[[NumericsSpec], NumericsRecord | Failure], budget_s: float = 300.0, **options: object
+):
+    """A whole run in that world, and its runner."""
+    runner = fake_runner(fast_on_tensor_cores, noise=0.005, facts=GPU, numerics=numerics)
+    return run_fake(runner, budget_s, **options), runner
+
+
+def harmful(spec: NumericsSpec) -> NumericsRecord:
+    """Sixteen bits change the loss by 12 %."""
+    half = spec.settings.compute.precision in ("bfloat16", "float16")
+    return fake_numerics(spec, loss_change=0.12 if half else 0.0)
+
+
+def test_the_winner_is_checked_and_the_report_says_so() -> None:
+    """One comparison for each arithmetic, before any of its finals."""
+    outcome, runner = tuned(fake_numerics)
+    assert outcome.best.compute.precision == "bfloat16"
+    assert "numerics: bfloat16" in "\n".join(outcome.notes)
+    assert f"same as float32 over {STEPS} steps (loss within 0 %, gradients' cosine 1.0000)" in "\n".join(
+        outcome.notes
+    )
+    asked = [frozenset(s.settings.changed_from(s.reference).items()) for s in runner.compared]
+    assert len(asked) == len(set(asked))
+
+
+def test_what_trains_worse_does_not_win() -> None:
+    """The fastest that trains the same does, and a note says what was left out and why."""
+    outcome, _ = tuned(harmful)
+    assert outcome.verdict.kind == "faster"
+    assert outcome.best.compute.precision == "tf32"
+    half = {t.settings.compute.precision for t in outcome.trials if t.spec.stage == "final"}
+    assert half <= {"float32", "tf32"}
+    assert (
+        "numerics: bfloat16: the loss after 32 steps was 12 % above float32's (limit 1 %); left out"
+        in outcome.notes
+    )
+
+
+def test_yours_stays_where_all_that_is_faster_trains_worse() -> None:
+    """The sentence does not claim that nothing was faster."""
+    ctx = finals(numerics=(judged(BF16, 0.12),))
+    assert isinstance(next_move(ctx, ahead(BF16)), Finish)
+    know = Knowledge(ctx, ahead(BF16))
+    verdict = verdict_of(know, Costs(know))
+    assert (verdict.kind, verdict.sentence) == (
+        "kept",
+        "yours stays: what was faster does not train the same",
+    )
+
+
+def test_a_comparison_that_fails_rules_nobody_out() -> None:
+    """It is made once, and a note says why nothing is known."""
+    outcome, runner = tuned(lambda spec: Failure(kind="timeout", message="no end after 9 s"))
+    assert outcome.best.compute.precision == "bfloat16"
+    assert any(note.endswith(": not checked: no end after 9 s") for note in outcome.notes)
+    asked = [frozenset(s.settings.changed_from(s.reference).items()) for s in runner.compared]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_resumed_run_knows_what_was_compared(tmp_path) -> None:
+    """It is not made again, and what failed stays out."""
+    storage = str(tmp_path / "study.journal")
+    first, runner = tuned(harmful, storage=storage)
+    assert runner.compared
+    again, runner = tuned(fake_numerics, storage=storage, resume=True)
+    assert not any(s.settings.compute.precision == "bfloat16" for s in runner.compared)
+    assert again.best.compute.precision == first.best.compute.precision == "tf32"
