@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
-from autotune.outcome import Interval, Kept, Outcome, Recipe, Verdict, Worth
+from autotune.outcome import (
+    BatchChoice,
+    BatchRow,
+    Interval,
+    Kept,
+    NoiseScale,
+    Outcome,
+    Recipe,
+    Verdict,
+    Worth,
+)
 from autotune.profile.schema import Profile, profile_of
 from autotune.settings import Settings
 from autotune.trial import Block, Failure, Measurement, Stage, Trial, TrialSpec
@@ -96,6 +106,50 @@ def interval(value: float, low: float, high: float) -> Interval:
     return Interval(value=value, low=low, high=high)
 
 
+NOISE = NoiseScale(
+    value=81.23456789,
+    low=60.5,
+    high=104.25,
+    lower_bound=64.0,
+    micro_samples=64,
+    micro_batches=4,
+    steps=32,
+    skipped=1,
+    at="after 100 warm steps",
+)
+BATCHES = BatchChoice(
+    rows=(
+        BatchRow(
+            batch_size=64,
+            samples_per_s=interval(790.0, 780.0, 800.0),
+            peak_bytes=8 * GIB,
+            efficiency=1.0,
+            goodput=790.0,
+            epochs_to_match=1.0,
+            samples_to_match=100_000,
+            steps=1563,
+        ),
+        BatchRow(
+            batch_size=128,
+            samples_per_s=interval(900.0, 890.0, 911.1111111),
+            peak_bytes=15 * GIB,
+            efficiency=2 / 3,
+            goodput=600.0,
+            epochs_to_match=1.5,
+            samples_to_match=150_000,
+            steps=782,
+            caps=("in batches of 128 a sample teaches too little",),
+        ),
+    ),
+    reference=64,
+    recommended=64,
+    max_throughput=128,
+    objective="goodput",
+    gain=1.0,
+    verified=True,
+    limited_by=(),
+)
+
 OUTCOME = Outcome(
     machine=MACHINE,
     workload=WORKLOAD,
@@ -122,6 +176,8 @@ OUTCOME = Outcome(
         reference_learning_rates=(0.1, 0.00001),
         lr_rule="unchanged",
     ),
+    batch=BATCHES,
+    noise=NOISE,
     stop_reason="nothing left to try",
     notes=("no", "GPU clock fell 9 % during trials 1-2"),
     elapsed_s=281.4567891,

@@ -33,6 +33,9 @@ def ratio_comment(profile: Profile) -> str:
     """What the ratio of the profile compares."""
     if profile.settings == profile.measured.yours_settings:
         return "the best candidate's samples/s over yours"
+    weight = profile.measured.weight(profile.settings)
+    if weight != 1:
+        return f"samples/s of best over yours, times {weight:.3f}: what a sample teaches"
     return "samples/s of best over yours"
 
 

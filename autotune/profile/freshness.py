@@ -29,10 +29,12 @@ class Freshness:
     sentence: str
     differences: tuple[Difference, ...] = ()
     ratio: Interval | None = None
-    """Measured now: effective samples/s of the profile's settings over the ones they replaced."""
+    """Measured now, times `weight`: effective samples/s of the profile's settings over the ones replaced."""
     was: Interval | None = None
     """The same when the profile was made."""
     pairs: int = 0
+    weight: float = 1.0
+    """What a sample counts for under the profile's settings beside the ones they replaced."""
 
 
 def unfit(differences: Sequence[Difference]) -> bool:
@@ -69,8 +71,10 @@ def freshness(profile: Profile, found: Recheck, differences: Sequence[Difference
     """
     # Where nothing won, the ratio in the file is that of a candidate which is not in it.
     was = profile.measured.ratio if profile.measured.verdict == "faster" else None
-    now = found.verdict.ratio
+    now, weight = found.verdict.ratio, profile.measured.weight(profile.settings)
     kind, sentence = _answer(found, now, was)
+    if weight != 1 and now is not None:
+        sentence += f"; samples counted by what they teach: {weight:.2f} of yours"
     return Freshness(
         kind=kind,
         sentence=sentence,
@@ -78,6 +82,7 @@ def freshness(profile: Profile, found: Recheck, differences: Sequence[Difference
         ratio=now,
         was=was,
         pairs=found.verdict.pairs,
+        weight=weight,
     )
 
 

@@ -27,6 +27,12 @@ _LEAST_IN_RECIPE: dict[Path, int] = {
     ("recipe", "large_batch", "warmup_samples"): 0,
     ("recipe", "large_batch", "decay", "samples"): 1,
 }
+_LEAST_IN_MEASURED: dict[Path, int] = {
+    ("measured", "batch", "reference"): 1,
+    ("measured", "batch", "recommended"): 1,
+    ("measured", "batch", "max_throughput"): 1,
+}
+_NOISE_BOUND: Path = ("measured", "noise", "lower_bound")
 _PAIRS = ("learning_rates", "weight_decays", "beta2s", "batch_norm_momenta")
 """Lists in the recipe, each with another of the same length that begins with `reference_`."""
 _SHARES = ("beta2s", "reference_beta2s", "batch_norm_momenta", "reference_batch_norm_momenta")
@@ -35,10 +41,9 @@ _SHARES = ("beta2s", "reference_beta2s", "batch_norm_momenta", "reference_batch_
 def illegal_values(document: Any) -> list[Problem]:
     """What in a profile's raw document torch would refuse. Values of a wrong type are left to the decoder."""
     found = [problem for base in _SETTINGS for problem in _in_settings(document, base)]
-    found += [
-        problem for path, least in _LEAST_IN_RECIPE.items() for problem in _below(document, path, least)
-    ]
-    return [*found, *_in_rates(document)]
+    for path, least in (*_LEAST_IN_RECIPE.items(), *_LEAST_IN_MEASURED.items()):
+        found += _below(document, path, least)
+    return [*found, *_in_noise(document), *_in_rates(document)]
 
 
 def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
@@ -58,6 +63,12 @@ def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
                 message="needs worker processes, and `num_workers` is 0",
                 hint=f"write `{name}: {idle}`, or raise `num_workers`",
             )
+
+
+def _in_noise(document: Any) -> Iterator[Problem]:
+    bound = _at(document, _NOISE_BOUND)
+    if isinstance(bound, (int, float)) and bound < 0:
+        yield Problem(path=_NOISE_BOUND, message=f"must not be negative, found {bound}")
 
 
 def _in_rates(document: Any) -> Iterator[Problem]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+from autotune.codec import decode, encode
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
-from autotune.outcome import Interval, Kept, Outcome, Recipe, VerdictKind, Worth
+from autotune.outcome import BatchChoice, Interval, Kept, NoiseScale, Outcome, Recipe, VerdictKind, Worth
+from autotune.search.batch import GradientLook, teaches
 from autotune.search.verdict import counted_pairs
 from autotune.settings import Settings
 from autotune.trial import Measurement
+
+T = TypeVar("T")
 
 SCHEMA = 1
 _DIGITS = 6
@@ -44,6 +49,7 @@ class Measured:
     ratio: Interval | None
     """Effective samples/s of `best` over `yours`; None without finals.
 
+    Times `weight` where `best` has another batch size: it is then no quotient of the two rates.
     Where *yours* stays, it is the best candidate's over `yours`, and that candidate is not in the profile.
     """
     pairs: int
@@ -63,6 +69,17 @@ class Measured:
     budget_s: float = 0.0
     stop_reason: str = ""
     notes: tuple[str, ...] = ()
+    batch: BatchChoice | None = None
+    """The batch sizes that ran, and what each is worth; None where only one did."""
+    noise: NoiseScale | None = None
+    """Of the user's own gradients; None where they were not looked at, or showed none."""
+
+    def weight(self, settings: Settings) -> float:
+        """What a sample counts for under `settings` beside one under `yours_settings`, as in `ratio`."""
+        if self.batch is None:
+            return 1.0
+        look = GradientLook(noise=self.noise)
+        return teaches(settings, self.yours_settings, look, self.batch.objective)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +215,8 @@ def _measured(outcome: Outcome) -> Measured:
         budget_s=_round(outcome.budget_s),
         stop_reason=outcome.stop_reason,
         notes=outcome.notes,
+        batch=_readable(BatchChoice, outcome.batch),
+        noise=_readable(NoiseScale, outcome.noise),
     )
 
 
@@ -246,6 +265,19 @@ def _rounded(interval: Interval | None) -> Interval | None:
     return replace(
         interval, value=_round(interval.value), low=_round(interval.low), high=_round(interval.high)
     )
+
+
+def _readable(cls: type[T], value: T | None) -> T | None:
+    """The value with every figure in it rounded."""
+    return None if value is None else decode(cls, _all_rounded(encode(value)))
+
+
+def _all_rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _all_rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_all_rounded(item) for item in value]
+    return _round(value) if isinstance(value, float) else value
 
 
 def _round(value: float) -> float:

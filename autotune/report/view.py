@@ -91,7 +91,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
         ),
         summary=summary,
         batches=batch_table(outcome.batch, outcome.noise, outcome.epochs),
-        remarks=_remarks(outcome),
+        remarks=(*_weighed(yours, other, outcome.weight(shown or outcome.yours)), *_remarks(outcome)),
         kept=_kept(outcome.kept),
         failures=tuple(_failure_remark(group) for group in failed),
         notes=outcome.notes,
@@ -141,7 +141,9 @@ def view_of_profile(profile: schema.Profile) -> View:
             has_loader=has_loader,
         ),
         summary=summary,
+        batches=batch_table(measured.batch, measured.noise, measured.epochs),
         remarks=(
+            *_weighed(yours, best, measured.weight(profile.settings)),
             f"Measured {profile.created}: {workload.model_class}, {workload.dataset_class or 'no dataset'}.",
         ),
         kept=_kept(measured.kept),
@@ -248,6 +250,15 @@ def _remarks(outcome: Outcome) -> tuple[str, ...]:
     if after_s is not None:
         remarks.append(f"Tuning pays back after {format_duration(after_s)} of training.")
     return tuple(remarks)
+
+
+def _weighed(yours: Side | None, other: Side | None, weight: float) -> tuple[str, ...]:
+    """Why the ratio is not the quotient of the two rates, where samples teach less in larger batches."""
+    if yours is None or other is None or weight == 1:
+        return ()
+    plain = other.samples_per_s / yours.samples_per_s
+    teaching = f"times {weight:.2f}, what a sample teaches beside one of yours"
+    return (f"In samples/s alone it is {plain:.2f}x; {teaching}, it is {plain * weight:.2f}x.",)
 
 
 def _kept(kept: tuple[Kept, ...]) -> tuple[Remark, ...]:

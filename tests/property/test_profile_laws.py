@@ -14,7 +14,20 @@ from profile_samples import sample_profile
 
 from autotune.codec import encode
 from autotune.errors import ProfileError
-from autotune.outcome import Decay, DecayShape, Interval, Kept, LargeBatch, Recipe, VerdictKind, Worth
+from autotune.outcome import (
+    BatchChoice,
+    BatchRow,
+    Decay,
+    DecayShape,
+    Interval,
+    Kept,
+    LargeBatch,
+    NoiseScale,
+    Objective,
+    Recipe,
+    VerdictKind,
+    Worth,
+)
 from autotune.profile.schema import (
     SCHEMA,
     GpuSummary,
@@ -128,6 +141,42 @@ _sides = st.builds(
     peak_device_bytes=st.none() | _counts,
     peak_host_bytes=st.none() | _counts,
 )
+_sizes = st.integers(1, 2**40)
+_rows = st.builds(
+    BatchRow,
+    batch_size=_sizes,
+    samples_per_s=st.builds(Interval, value=_floats, low=_floats, high=_floats),
+    peak_bytes=st.none() | _counts,
+    efficiency=st.none() | _floats,
+    goodput=st.none() | _floats,
+    epochs_to_match=st.none() | _floats,
+    samples_to_match=st.none() | _counts,
+    steps=st.none() | _counts,
+    caps=_tuples(_texts),
+)
+_batches = st.none() | st.builds(
+    BatchChoice,
+    rows=_tuples(_rows),
+    reference=_sizes,
+    recommended=_sizes,
+    max_throughput=_sizes,
+    objective=st.sampled_from(typing.get_args(Objective)),
+    gain=_floats,
+    verified=st.booleans(),
+    limited_by=_tuples(_texts),
+)
+_noises = st.none() | st.builds(
+    NoiseScale,
+    value=st.none() | _floats,
+    low=_floats,
+    high=st.none() | _floats,
+    lower_bound=st.floats(0, 1e12),
+    micro_samples=_counts,
+    micro_batches=_counts,
+    steps=_counts,
+    skipped=_counts,
+    at=_texts,
+)
 _measured = st.builds(
     Measured,
     verdict=st.sampled_from(typing.get_args(VerdictKind)),
@@ -146,6 +195,8 @@ _measured = st.builds(
     budget_s=_floats,
     stop_reason=_texts,
     notes=_tuples(_texts),
+    batch=_batches,
+    noise=_noises,
 )
 _machines = st.builds(
     MachineSummary,
@@ -192,6 +243,15 @@ def test_reading_undoes_writing(profile: Profile):
     again = loads(text)
     assert again == profile
     assert dumps(again) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(_measured, _settings())
+def test_a_sample_counts_for_something_under_any_settings(measured: Measured, chosen: Settings):
+    """Whatever a file holds, the weight is a positive number; 1 for the batch of *yours*."""
+    assert 0 < measured.weight(chosen) < float("inf")
+    same = chosen.replace(batch_size=measured.yours_settings.loader.batch_size)
+    assert measured.weight(same) == 1.0
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,12 +10,14 @@ from report_samples import GIB, WORKLOAD, won
 
 from autotune.errors import UsageError
 from autotune.outcome import BatchChoice, Interval, NoiseScale, Outcome
+from autotune.profile.schema import profile_of
+from autotune.profile.yaml_io import dumps, loads
 from autotune.recipe.goodput import BatchRate, choose_batch
 from autotune.report.batches import HEAD, batch_table
 from autotune.report.figures import rival
 from autotune.report.jsonview import outcome_json
 from autotune.report.text import render
-from autotune.report.view import view_of
+from autotune.report.view import view_of, view_of_profile
 
 NOISE = NoiseScale(
     value=577.0,
@@ -88,6 +90,20 @@ def larger(**changes) -> Outcome:
     ratio = Interval(value=weight * 791 / 412, low=1.6, high=1.8)
     verdict = replace(outcome.verdict, winner=winner, ratio=ratio)
     return replace(outcome, verdict=verdict, trials=trials, batch=choice(), noise=NOISE, **changes)
+
+
+def test_a_saved_profile_shows_the_table_and_what_its_ratio_counts() -> None:
+    """Screen and file say the same: the batch sizes, and that the ratio is no quotient of the two rates."""
+    profile = profile_of(larger(), created="2026-11-23T10:00:00+00:00", version="0.1.0")
+    shown, saved = view_of(larger()), view_of_profile(loads(dumps(profile)))
+    assert saved.batches == shown.batches
+    said = (
+        "In samples/s alone it is 1.92x; times 0.89, what a sample teaches beside one of yours, it is 1.71x."
+    )
+    assert said in saved.remarks
+    assert said in shown.remarks
+    assert "# samples/s of best over yours, times 0.889: what a sample teaches" in dumps(profile)
+    assert not any("alone it is" in remark for remark in view_of(won()).remarks)
 
 
 def test_the_report_shows_the_table_below_the_settings() -> None:

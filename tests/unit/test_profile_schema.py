@@ -4,7 +4,18 @@ import math
 from dataclasses import replace
 
 import pytest
-from profile_samples import BEST, GIB, MACHINE, OUTCOME, YOURS, measurement, sample_profile, trial
+from profile_samples import (
+    BATCHES,
+    BEST,
+    GIB,
+    MACHINE,
+    NOISE,
+    OUTCOME,
+    YOURS,
+    measurement,
+    sample_profile,
+    trial,
+)
 
 from autotune.outcome import Verdict
 from autotune.profile.schema import SCHEMA, profile_of
@@ -74,3 +85,25 @@ def test_figures_are_rounded_below_their_noise():
     assert measured.ratio is not None
     assert measured.ratio.value == 1.92346
     assert measured.elapsed_s == 281.457
+
+
+def test_the_batch_table_and_the_noise_scale_are_kept():
+    """Both as the run found them, but for digits far below their noise."""
+    measured = sample_profile().measured
+    assert measured.batch is not None
+    assert measured.noise is not None
+    assert [row.batch_size for row in measured.batch.rows] == [64, 128]
+    assert measured.batch.rows[1].efficiency == 0.666667
+    assert measured.batch.rows[1].samples_per_s.high == 911.111
+    assert replace(measured.batch, rows=BATCHES.rows) == BATCHES
+    assert measured.noise == replace(NOISE, value=81.2346)
+
+
+def test_a_sample_counts_as_it_did_in_the_run():
+    """By the noise scale's lower bound, under any batch size; 1 where no other batch ran."""
+    measured = sample_profile().measured
+    assert measured.weight(BEST) == 1.0
+    assert measured.weight(BEST.replace(batch_size=128)) == pytest.approx(2 / 3)
+    assert measured.weight(BEST.replace(batch_size=192)) == pytest.approx(1 / 2)
+    assert replace(measured, batch=None).weight(BEST.replace(batch_size=128)) == 1.0
+    assert replace(measured, noise=None).weight(BEST.replace(batch_size=128)) == 1.0

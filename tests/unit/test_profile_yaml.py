@@ -116,6 +116,28 @@ def test_all_problems_are_shown_at_once(golden: Callable[[str, str], None]):
     golden("profile_problems.txt", _error(text))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lower_bound: 64.0", "lower_bound: -64.0", "`measured.noise.lower_bound`: must not be negative"),
+        ("lower_bound: 64.0", "lower_bond: 64.0", "did you mean `lower_bound`?"),
+        ("    reference: 64", "    reference: 0", "`measured.batch.reference`: must be at least 1"),
+        ("objective: goodput", "objective: goodputs", "did you mean"),
+    ],
+)
+def test_batches_and_noise_are_read_as_strictly_as_the_rest(old: str, new: str, message: str):
+    """A misspelt key, a wrong word, a batch of nothing, a noise scale that cannot be."""
+    assert message in _error(_changed(old, new))
+
+
+def test_a_profile_without_a_batch_table_is_read():
+    """Files written before there was one lack both keys, and count each sample alike."""
+    start, end = TEXT.index("  batch:\n"), TEXT.index("machine:")
+    profile = loads(TEXT[:start] + TEXT[end:])
+    assert (profile.measured.batch, profile.measured.noise) == (None, None)
+    assert profile.measured.weight(BEST.replace(batch_size=128)) == 1.0
+
+
 def test_one_problem_is_the_headline():
     """With a single problem the error's first line says it; the place follows."""
     shown = _error(_changed("  usable_cpus: 16", "  usable_cpu: 16"))
