@@ -116,6 +116,7 @@ def checked_with(
         listener,
         budget_s=left_s,
         epochs=profile.measured.epochs,
+        weight=profile.measured.weight,
         clock=clock,
     )
     return Checked(freshness=freshness(profile, pairs, found), pairs=pairs)
@@ -147,6 +148,7 @@ def _as_json(checked: Checked, profile: Profile, elapsed_s: float) -> str:
             "ratio": encode(found.ratio),
             "was": encode(found.was),
             "pairs": found.pairs,
+            "weight": found.weight,
             "differences": encode(found.differences),
             "elapsed_s": elapsed_s,
             "trials": encode(checked.pairs.trials) if checked.pairs is not None else [],

@@ -11,7 +11,7 @@ from autotune.outcome import Verdict
 from autotune.search.cost import MARGIN, least_warm_s, min_blocks
 from autotune.search.faults import baseline_error
 from autotune.search.listener import Listener
-from autotune.search.verdict import decided, judge, unless_disturbed
+from autotune.search.verdict import Weight, alike, decided, judge, unless_disturbed
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
 from autotune.trial import Failure, Measurement, Trial, TrialSpec
@@ -47,6 +47,7 @@ def recheck(
     *,
     budget_s: float,
     epochs: int | None = None,
+    weight: Weight = alike,
     clock: Callable[[], float] = time.monotonic,
 ) -> Recheck:
     """Measure `other` against `description.yours` in alternating order until decided or out of time.
@@ -61,12 +62,13 @@ def recheck(
         listener: told of each trial.
         budget_s: wall seconds for all of it.
         epochs: length of the user's run, None where unknown.
+        weight: what a sample counts for under settings, as in the ratio that was found before.
         clock: seconds, monotonic.
 
     Raises:
         AutotuneError: where *yours* does not run.
     """
-    comparison = _Comparison(runner, description, other, listener, budget_s, epochs, clock)
+    comparison = _Comparison(runner, description, other, listener, budget_s, epochs, weight, clock)
     interrupted = False
     try:
         comparison.run()
@@ -83,6 +85,7 @@ class _Comparison:
     listener: Listener
     budget_s: float
     epochs: int | None
+    weight: Weight
     clock: Callable[[], float]
     started_s: float = 0.0
     trials: list[Trial] = field(default_factory=list)
@@ -171,7 +174,9 @@ class _Comparison:
 
     def _decided(self) -> bool:
         samples = self.description.workload.dataset_samples
-        return decided(self.yours, (self.other,), self.trials, samples=samples, epochs=self.epochs)
+        return decided(
+            self.yours, (self.other,), self.trials, samples=samples, epochs=self.epochs, weight=self.weight
+        )
 
     def result(self) -> Recheck:
         """What is known so far."""
@@ -182,6 +187,7 @@ class _Comparison:
             samples=self.description.workload.dataset_samples,
             epochs=self.epochs,
             simpler=simplicity,
+            weight=self.weight,
         )
         return Recheck(
             verdict=unless_disturbed(verdict, self.yours, self.trials),

@@ -15,7 +15,7 @@ import autotune.api
 from autotune.cli.check import Checked, checked_with
 from autotune.cli.main import cli
 from autotune.errors import BaselineError
-from autotune.outcome import Interval, Outcome, Verdict
+from autotune.outcome import BatchChoice, Interval, NoiseScale, Objective, Outcome, Verdict
 from autotune.profile.schema import Profile, profile_of
 from autotune.profile.yaml_io import dumps
 from autotune.search.listener import SilentListener
@@ -67,6 +67,56 @@ def test_a_profile_is_valid_while_its_gain_is_surely_there(gain: float, kind: st
     assert found.was == Interval(value=1.5, low=1.45, high=1.55)
     assert f"{found.ratio.value:.2f}x" in found.sentence
     assert "was 1.50x" in found.sentence
+
+
+LARGER = YOURS.replace(batch_size=128)
+NOISE = NoiseScale(
+    value=64.0,
+    low=60.0,
+    high=70.0,
+    lower_bound=64.0,
+    micro_samples=64,
+    micro_batches=4,
+    steps=32,
+    skipped=0,
+    at="initial weights",
+)
+
+
+def larger(objective: Objective = "goodput") -> Profile:
+    """A profile with twice the batch, in which a sample teaches two thirds of what it did."""
+    saved = profile(LARGER)
+    choice = BatchChoice(
+        rows=(),
+        reference=64,
+        recommended=128,
+        max_throughput=128,
+        objective=objective,
+        gain=1.5,
+        verified=True,
+    )
+    return replace(saved, measured=replace(saved.measured, batch=choice, noise=NOISE))
+
+
+def test_a_changed_batch_is_judged_by_what_its_samples_teach() -> None:
+    """1.4x the samples/s is a loss where each teaches two thirds; 2.25x is the 1.5x of the profile."""
+    lost, kept = (checked(world(gain), larger()).freshness for gain in (1.4, 2.25))
+    assert lost.kind == "stale"
+    assert lost.ratio is not None
+    assert lost.ratio.value == pytest.approx(1.4 * 2 / 3, rel=0.03)
+    assert kept.kind == "valid"
+    assert kept.ratio is not None
+    assert kept.ratio.value == pytest.approx(1.5, rel=0.03)
+    assert "samples counted by what they teach: 0.67 of yours" in kept.sentence
+
+
+def test_throughput_counts_samples_whatever_they_teach() -> None:
+    """A profile that was made for samples/s is held to them."""
+    found = checked(world(1.4), larger("throughput")).freshness
+    assert found.kind == "valid"
+    assert found.ratio is not None
+    assert found.ratio.value == pytest.approx(1.4, rel=0.03)
+    assert "teach" not in found.sentence
 
 
 def test_noise_is_no_verdict() -> None:
@@ -193,6 +243,7 @@ def test_json_holds_the_answer_and_every_block(target: Path, monkeypatch: pytest
     assert data["check"] == "valid"
     assert data["ratio"]["low"] > 1
     assert data["was"]["value"] == 1.5
+    assert data["weight"] == 1.0
     assert len(data["trials"]) == 1 + 2 * data["pairs"]
     assert all(trial["measurement"]["blocks"] for trial in data["trials"])
 
