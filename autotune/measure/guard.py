@@ -65,6 +65,11 @@ def compare(session: Session, spec: NumericsSpec, started: float) -> NumericsRec
         run=other.run,
         reference_run=reference.run,
         gradients=_match(reference, other),
+        gradients_apart=_match(
+            reference, replace(reference, gradient=runs.gradient(spec.reference, 1, spec.seed))
+        )
+        if len(drawn) > 1
+        else None,
     )
     del other
     if time.perf_counter() + run_s <= min(started + spec.window_s, deadline):
@@ -118,6 +123,22 @@ class _Runs:
     def __init__(self, session: Session, drawn: Sequence[Any], deadline: float) -> None:
         self._session, self._drawn, self._deadline = session, drawn, deadline
 
+    def gradient(self, settings: Settings, number: int, seed: int) -> dict[str, torch.Tensor] | None:
+        """The gradient of one of the batches at the initial weights; None as in `run`."""
+        kit = self._kit(settings)
+        tap = GradientTap(kit.optimizers.values())
+        try:
+            return self._first_gradient(kit, tap, seed, number)
+        finally:
+            tap.close()
+
+    def _kit(self, settings: Settings) -> StepKit:
+        session = self._session
+        # One run's switches must not be left for the next: `apply_flags` turns on more than it turns off.
+        flags.write_user_flags(session.user_flags)
+        flags.apply_flags(settings.compute, session.user_flags, session.device.type)
+        return session.make_kit(settings)
+
     def run(self, settings: Settings, order: Sequence[int], seed: int) -> _Seen:
         """The gradient of the first batch, then a step on each batch in `order`, from the initial weights.
 
@@ -125,13 +146,10 @@ class _Runs:
             OutOfTimeError: after the deadline.
         """
         session = self._session
-        # One run's switches must not be left for the next: `apply_flags` turns on more than it turns off.
-        flags.write_user_flags(session.user_flags)
-        flags.apply_flags(settings.compute, session.user_flags, session.device.type)
-        kit = session.make_kit(settings)
+        kit = self._kit(settings)
         tap = GradientTap(kit.optimizers.values())
         try:
-            gradient = self._first_gradient(kit, tap, seed)
+            gradient = self._first_gradient(kit, tap, seed, 0)
             session.restore()  # buffers: a look moves the statistics of batch norm
             flags.seed_everything(seed)
             steps = tuple(self._step(kit, tap, self._drawn[number]) for number in order)
@@ -139,7 +157,9 @@ class _Runs:
             tap.close()
         return _Seen(NumericsRun(steps=steps, scale=_scale(kit)), gradient)
 
-    def _first_gradient(self, kit: StepKit, tap: GradientTap, seed: int) -> dict[str, torch.Tensor] | None:
+    def _first_gradient(
+        self, kit: StepKit, tap: GradientTap, seed: int, number: int
+    ) -> dict[str, torch.Tensor] | None:
         """None where none is seen, or none is finite at any scale.
 
         Without dropout: on a GPU the same seed drops other units in another format.
@@ -153,7 +173,7 @@ class _Runs:
                 timing.in_time(self._deadline)
                 flags.seed_everything(seed)
                 scale = _scale(kit) or 1.0
-                kit.step(_copied(self._drawn[0]))
+                kit.step(_copied(self._drawn[number]))
                 seen = tap.take()
                 if seen and math.isfinite(seen.norm()):
                     return _named(seen, tap, kit, scale)

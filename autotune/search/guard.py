@@ -1,7 +1,7 @@
 """When settings with other arithmetic are compared with *yours* step by step, and what is said of it. Pure.
 
-Once for each change of precision, memory order and optimizer kernel, whatever else changes with it: as soon
-as the search would build on another precision, and for the rest before the finals. What trains worse is out.
+Once for each change of precision, whatever else changes with it: as soon as the search would build on it, at
+the latest before the finals. What trains worse is out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.settings import Settings
 from autotune.trial import Failure
 
-SHARE = 0.1
+SHARE = 0.08
 """A comparison takes at most this part of the budget."""
 _PATIENCE = 4.0
 """Times what it should take, after which it counts as hung; with `_STARTING_S` for processes and kernels."""

@@ -147,11 +147,31 @@ def test_without_losses_the_gradient_decides_and_without_both_nothing_does():
 
 
 def test_what_is_checked_has_a_name():
-    """Precision by its own; switches by theirs; what only shares sums out is not checked."""
-    both = BF16.replace(channels_last=True, cpu_threads=2, num_workers=4)
-    assert label(both, YOURS) == "bfloat16 and channels_last"
-    assert changes(both, YOURS) == {("precision", "bfloat16"), ("channels_last", True)}
-    assert label(YOURS, both) == "float32 and no channels_last"
-    assert changes(YOURS.replace(cpu_threads=2, cudnn_benchmark=True), YOURS) == frozenset()
-    switched = judge_numerics(record(settings=YOURS.replace(channels_last=True)))
-    assert switched.in_words().startswith("channels_last: same as yours over 30 steps")
+    """The format's; what only adds the same numbers up in another order is not checked."""
+    both = BF16.replace(channels_last=True, fused_optimizer=True, cpu_threads=2, num_workers=4)
+    assert label(both, YOURS) == "bfloat16"
+    assert changes(both, YOURS) == {("precision", "bfloat16")}
+    assert label(YOURS, both) == "float32"
+    assert (
+        changes(YOURS.replace(cpu_threads=2, cudnn_benchmark=True, channels_last=True), YOURS) == frozenset()
+    )
+
+
+def test_rounding_is_held_against_what_another_batch_changes():
+    """A cosine of 0.946 is little where batches hardly agree, and much where they do."""
+    match = GradientMatch(cosine=0.946, norm_ratio=1.0)
+    noisy, agreeing = GradientMatch(cosine=0.1, norm_ratio=1.0), GradientMatch(cosine=0.98, norm_ratio=1.0)
+    assert judge_numerics(record(gradients=match)).kind == "worse"
+    assert judge_numerics(record(gradients=match, gradients_apart=noisy)).kind == "same"
+    assert judge_numerics(record(gradients=match, gradients_apart=agreeing)).kind == "worse"
+    lost = GradientMatch(cosine=0.58, norm_ratio=1.0)
+    assert judge_numerics(record(gradients=lost, gradients_apart=noisy)).kind == "worse"
+
+
+def test_without_another_order_of_the_batches_only_a_gross_change_of_the_loss_counts():
+    """A network that amplifies differences moves by percents with no harm done."""
+    found = judge_numerics(record(late(2.12), again=None))
+    assert found.kind == "unknown"
+    assert "no time to see" in found.reason
+    assert judge_numerics(record(late(2.001), again=None)).kind == "same"
+    assert judge_numerics(record(late(4.0), again=None)).kind == "worse"
