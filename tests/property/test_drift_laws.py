@@ -118,3 +118,14 @@ def test_a_step_is_followed() -> None:
     drift = estimate(search(lambda part: -0.1 * (part > 0.5), 0.01, 3))
     assert drift.at(85.0) - drift.at(0.0) == pytest.approx(-0.1, abs=0.02)
     assert drift.steady < 0.01
+
+
+def test_runs_in_two_groups_are_no_drift():
+    """One settings' luck (1.18, then 0.73) beside others that hardly moved is noise, however large."""
+    runs = [
+        Run(settings="yours", at_s=2.0, log_rate=math.log(0.65)),
+        Run(settings="lucky", at_s=21.0, log_rate=math.log(1.18)),
+        Run(settings="yours", at_s=29.0, log_rate=math.log(0.63)),
+        Run(settings="lucky", at_s=31.0, log_rate=math.log(0.73)),
+    ]
+    assert abs(estimate(runs).at(31.0)) < 0.03
