@@ -6,7 +6,7 @@ import difflib
 import itertools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.errors import UsageError
@@ -81,6 +81,15 @@ class Space:
             and all(flat[name] == self.start.flat()[name] for name in self.fixed)
             and not rules.violations(settings, self.machine, self.workload, yours=self.yours)
         )
+
+    def every(self) -> Iterator[Settings]:
+        """All that the options can make and that is legal here, each once; lazily, as there may be many."""
+        met: set[Settings] = set()
+        for values in itertools.product(*(option.values for option in self.options)):
+            made = self.settings(**dict(zip(self.names, values)))
+            if made not in met and self.legal(made):
+                met.add(made)
+                yield made
 
     @property
     def size(self) -> int:
@@ -243,9 +252,10 @@ def neighbours(space: Space, settings: Settings, group: MoveGroup) -> tuple[tupl
     """Legal settings one step from `settings` on one side, each with the knob that moved; likely gains first.
 
     Numbers move one step up or down their ladder; from no workers also to one for each usable CPU, and
-    threads also to one. Switches and precisions move to every other value. `pin_memory` and `non_blocking`
-    move as a pair, since a background copy needs pinned memory to pay. Where *yours* starts its workers anew
-    in every epoch, letting them persist is one of the loader's moves.
+    threads also to one. On a CPU a step of the workers is also offered with threads for the cores that it
+    leaves, and for all of them. Switches and precisions move to every other value. `pin_memory` and
+    `non_blocking` move as a pair, since a background copy needs pinned memory to pay. Where *yours* starts
+    its workers anew in every epoch, letting them persist is one of the loader's moves.
     """
     flat = settings.flat()
     moves: list[tuple[str, dict[str, KnobValue]]] = []
@@ -255,6 +265,8 @@ def neighbours(space: Space, settings: Settings, group: MoveGroup) -> tuple[tupl
         for each in KNOBS:
             if each.group == group and each.name in space.names:
                 moves += [(each.name, {each.name: v}) for v in _steps(space, each.name, flat[each.name])]
+    if group == "loader":
+        moves += _shared_moves(space, settings)
     made = [(name, _changed(space, settings, changes)) for name, changes in moves]
     if group == "loader":
         persisting = space.canonical(settings)
@@ -271,6 +283,26 @@ def _changed(space: Space, settings: Settings, changes: Mapping[str, KnobValue])
     """`settings` with changes, in the space's spelling."""
     flat = settings.flat()
     return space.settings(**{name: flat[name] for name in space.names} | dict(changes))
+
+
+def _shared_moves(space: Space, settings: Settings) -> list[tuple[str, dict[str, KnobValue]]]:
+    """On a CPU workers and threads share its cores, so a step of the workers may need other threads to pay.
+
+    Either alone leaves cores idle or fought for: from one worker and one thread on two cores, no workers and
+    two threads is two moves away, and each of them alone may lose.
+    """
+    if not {"num_workers", "cpu_threads"} <= set(space.names):
+        return []
+    cpus, now = space.machine.usable_cpus, settings.compute.cpu_threads
+    counts = dict.fromkeys([*_steps(space, "num_workers", settings.loader.num_workers), 0])
+    return [
+        ("num_workers", {"num_workers": count, "cpu_threads": threads})
+        for count in counts
+        if isinstance(count, int) and count in space.values("num_workers")
+        if count != settings.loader.num_workers
+        for threads in dict.fromkeys((max(1, cpus - count), cpus))
+        if threads in space.values("cpu_threads") and threads != now
+    ]
 
 
 def _pair_moves(space: Space, settings: Settings) -> list[tuple[str, dict[str, KnobValue]]]:

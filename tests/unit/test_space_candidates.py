@@ -221,12 +221,34 @@ def test_the_bundle_is_yours_where_nothing_applies():
 
 
 def test_loader_moves_from_no_workers():
-    """One worker first, then one for each CPU."""
+    """One worker first, then one for each CPU; then the same with the threads that leaves, and with all."""
     moves = neighbours(on_cpu(), YOURS, "loader")
-    assert [(name, made.loader.num_workers) for name, made in moves] == [
-        ("num_workers", 1),
-        ("num_workers", 8),
+    assert [(name, made.loader.num_workers, made.compute.cpu_threads) for name, made in moves] == [
+        ("num_workers", 1, None),
+        ("num_workers", 8, None),
+        ("num_workers", 1, 8),
+        ("num_workers", 8, 1),
+        ("num_workers", 8, 8),
     ]
+
+
+def test_workers_can_give_their_cores_back_to_the_step():
+    """From one worker and one thread on two CPUs, none and two threads is a single move on a CPU alone."""
+    space = on_cpu(machine=plain_machine(usable_cpus=2))
+    here = space.settings(num_workers=1, cpu_threads=1)
+    back = space.settings(num_workers=0, cpu_threads=2)
+    assert back in [made for _, made in neighbours(space, here, "loader")]
+    gpu = on_gpu()
+    here = gpu.settings(num_workers=1)
+    assert {made.compute.cpu_threads for _, made in neighbours(gpu, here, "loader")} == {None}
+
+
+def test_every_setting_of_a_space_comes_once():
+    """All that is legal, without doubles, as many as the space says."""
+    space = on_cpu(machine=plain_machine(usable_cpus=2))
+    every = list(space.every())
+    assert len(every) == len(set(every)) == space.size
+    assert all(space.legal(settings) for settings in every)
 
 
 def test_loader_moves_go_up_first():
@@ -236,6 +258,7 @@ def test_loader_moves_go_up_first():
     moves = [
         (name, made.loader.num_workers, made.loader.prefetch_factor)
         for name, made in neighbours(space, here, "loader")
+        if made.compute == here.compute
     ]
     assert moves == [
         ("num_workers", 6, 4),
