@@ -25,7 +25,7 @@ from unittest import mock
 from grids import Grid
 
 from autotune.errors import UsageError
-from autotune.measure.seam import Description, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec
 from autotune.measure.timing import BlockTimer, measure_blocks
 from autotune.outcome import Kept
 from autotune.recipe.guard import NumericsRecord
@@ -164,6 +164,13 @@ class ReplayRunner:
             outcome = _replayed(recorded.measurement, spec, draw, _warmup_s(runs, recorded, first=first))
         return self._ended(dataclasses.replace(outcome, wall_s=setup_s + outcome.wall_s), spec)
 
+    def probe_gradients(self, spec: GradientSpec) -> Failure:
+        """Nothing is known of gradients; the time of the steps is taken all the same."""
+        steps = spec.warm_steps + spec.steps * spec.micro_batches
+        wall_s = min(steps * self._description.workload.step_s, spec.timeout_s)
+        self.clock.advance(wall_s)
+        return Failure(kind="timeout", message="a grid holds times alone", wall_s=wall_s)
+
     def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord:
         """Nothing is known of losses and gradients; the time of the steps is taken all the same."""
         wall_s = 3 * (spec.steps + 1) * self._description.workload.step_s
@@ -280,8 +287,10 @@ def space_of(grid: Grid) -> GridSpace:
 
 
 def options(grid: Grid, budget_s: float, seed: int = 0) -> TuneOptions:
-    """How to tune within a grid."""
-    return TuneOptions(budget_s=budget_s, allow="recipe", fixed=fixed_of(grid), seed=seed)
+    """How to tune within a grid, which knows of speed alone."""
+    return TuneOptions(
+        budget_s=budget_s, allow="recipe", objective="throughput", fixed=fixed_of(grid), seed=seed
+    )
 
 
 @contextmanager

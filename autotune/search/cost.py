@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import replace
+from functools import cached_property
 
 from autotune.facts import WorkloadFacts
 from autotune.search.knowledge import Knowledge
@@ -236,7 +237,7 @@ class Costs:
             seed=self.know.ctx.seed,
         )
 
-    @property
+    @cached_property
     def edge_s(self) -> float:
         """Seconds to set aside for the run across the end of an epoch."""
         if not self.know.ctx.space.workload.has_loader:
@@ -265,7 +266,7 @@ class Costs:
             + self._warming_s(settings, least_warm_s(self.know.ctx.space.workload), fresh=fresh)
         )
 
-    @property
+    @cached_property
     def fresh_finals(self) -> bool:
         """Whether finals run in processes of their own: unless starting those would eat the search's time.
 
@@ -278,7 +279,7 @@ class Costs:
             return True  # each final would start one anyway
         return _FRESH_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
 
-    @property
+    @cached_property
     def _after_baseline_s(self) -> float:
         """Seconds that this session had left when *yours* had run."""
         since = self.know.history[self.know.ctx.earlier :]
@@ -298,7 +299,7 @@ class Costs:
         trial = self.predicted_s(self.search_spec(self.know.incumbent, "joint", ""))
         return trial + MIN_PAIRS * self.round_s()
 
-    @property
+    @cached_property
     def reserve_s(self) -> float:
         """Seconds that the search must leave to the finals."""
         affordable = int(_FINALS_SHARE * self._after_baseline_s / self.round_s())

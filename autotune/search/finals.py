@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from autotune.outcome import Verdict, Worth
 from autotune.recipe.goodput import LEAST_GAIN
 from autotune.search.batch_moves import changed, counted_in
@@ -57,7 +59,9 @@ def candidates(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
         fits = (
             len(chosen) < know.ctx.max_candidates and FINAL_PAIRS * costs.round_s(len(chosen) + 1) <= time_s
         )
-        if fits and settings not in chosen and know.rate(settings) >= _CLOSE * know.rate(order[0]):
+        lead, error = know.lead(settings, order[0])
+        # Where runs differ by much, the search cannot tell who of those within an error is ahead.
+        if fits and settings not in chosen and lead >= min(math.log(_CLOSE), -error):
             chosen.append(settings)
     return tuple(chosen)
 

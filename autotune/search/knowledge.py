@@ -29,6 +29,8 @@ RACE_AHEAD = 1.3
 """A lead of fewer standard errors above `MIN_GAIN` is measured again before it is believed."""
 RACE_BEHIND = 0.7
 """The same below; less, because most moves bring nothing, and measuring that again finds nothing."""
+LOOKS = 3
+"""Runs, before the search ends, of settings that may be ahead of the incumbent after all."""
 RACE_LEAD = 0.06
 """A lead beyond this is not measured again, however few the runs."""
 NO_ROOM = 0.01
@@ -88,6 +90,8 @@ class Knowledge:
         """The step alone, samples/s, by compute settings and batch size: a bound in the same way."""
         self._alone: dict[Hashable, list[Trial]] = {}
         """Trials of one side alone, by what that side depends on."""
+        self._effective: dict[int, float] = {}
+        self._log_rates: dict[Settings, list[float]] = {}
         self._middle_s: dict[int, float] = {}
         """When each trial ran, by its number: seconds of trials before it, and half of its own."""
         self._end_s = 0.0
@@ -138,7 +142,9 @@ class Knowledge:
         return [trial for trial in trials if not _disturbed(trial)] or trials
 
     def _logs(self, settings: Settings) -> list[float]:
-        return [math.log(self.comparable(trial)) for trial in self._counted(settings)]
+        if settings not in self._log_rates:
+            self._log_rates[settings] = [math.log(self.comparable(t)) for t in self._counted(settings)]
+        return self._log_rates[settings]
 
     def comparable(self, trial: Trial) -> float:
         """The objective as it would have been at the machine's first speed, to compare across the search."""
@@ -150,8 +156,10 @@ class Knowledge:
         The trial must have measured. A sample of another batch counts by what it teaches.
         """
         assert trial.measurement is not None
-        rate = trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
-        return rate * self.ctx.weight(trial.settings)
+        if trial.number not in self._effective:
+            rate = trial.measurement.effective_samples_per_s(self.samples, self.ctx.epochs)
+            self._effective[trial.number] = rate * self.ctx.weight(trial.settings)
+        return self._effective[trial.number]
 
     def rate(self, settings: Settings) -> float:
         """Effective samples/s of measured settings at the machine's first speed, the mean over repeats."""
@@ -258,6 +266,25 @@ class Knowledge:
         last = next(t.settings for t in reversed(self.history) if t.settings in (challenger, incumbent))
         pair = (incumbent, challenger) if last == challenger else (challenger, incumbent)
         return next((s for s in pair if len(self.full[s]) < MAX_REPEATS), None)
+
+    @cached_property
+    def doubtful(self) -> Settings | None:
+        """Whom to measure again because they may be ahead of the incumbent after all, the likeliest first.
+
+        A lucky run of an incumbent makes those that meet it give up, and an unlucky one hides what is good:
+        neither is undone by going on to what is new.
+        """
+        ahead: dict[Settings, float] = {}
+        for settings in self.full:
+            out = settings == self.incumbent or self.no_room(settings) or self.trains_worse(settings)
+            if not out and len(self.full[settings]) < LOOKS:
+                lead, error = self.lead(settings, self.incumbent)
+                ahead[settings] = lead + error - self._least_lead(settings, self.incumbent)
+        likeliest = max(ahead, key=lambda settings: ahead[settings], default=None)
+        if likeliest is None or ahead[likeliest] <= 0:
+            return None
+        runs = len(self.full[self.incumbent])
+        return self.incumbent if runs < LOOKS and runs <= len(self.full[likeliest]) else likeliest
 
     @property
     def again(self) -> Settings | None:

@@ -13,35 +13,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from autotune.measure.seam import GradientSpec, NumericsSpec
 from autotune.search import batch_moves
-from autotune.search.batch_moves import worth_trying
 from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
-from autotune.search.finals import candidates, next_challenge, next_final, next_worth, without_each
+from autotune.search.finals import candidates, next_challenge, next_final, next_worth
 from autotune.search.guard import early_check, next_check
 from autotune.search.guard import reserve_s as guard_s
 from autotune.search.knowledge import Knowledge, PlanContext
-from autotune.search.parts import describe_change, next_part, predicted
+from autotune.search.moves import confirm, next_single, open_groups, second_look, untried, worth_trying_now
+from autotune.search.parts import next_part, predicted
 from autotune.search.predict import Prediction, predictions
 from autotune.search.worthwhile import PROMISING, Outlook, why_stop
 from autotune.settings import Settings
-from autotune.space.candidates import bundle, neighbours
+from autotune.space.candidates import bundle
 from autotune.space.knobs import MoveGroup, knob
 from autotune.trial import Mode, Trial, TrialSpec
 
-NEAR_CEILING = 0.97
-"""A rate this near to what one side does alone leaves the other side nothing to win beyond noise."""
-LOADER_IDLE = 0.02
-"""Less waiting than this part of a step, and no loader or transfer move is worth its time."""
-_UNHINDERED = 0.9
-"""A step under this part of its rate alone is held up by the loader in other ways than by waiting."""
-LOADER_BOUND = 0.10
-"""More waiting than this, and no compute move shows."""
 AGAIN_SHARE = 0.1
 """A disturbed run is repeated for at most this part of the time that is left for the search."""
 REFERENCE_RUNS = 8
@@ -50,6 +42,8 @@ REFERENCE_SHARE = 0.2
 """Part of the whole time for the search."""
 REFERENCE_COST = 0.05
 """*Yours* is measured again for at most this part of the time that is left for the search."""
+NOISY = 0.03
+"""Spread from run to run (log) above which the best so far is confirmed before others are held against it."""
 IN_VAIN = 6
 """Sampled settings without a gain after which the sampler is stopped."""
 
@@ -57,8 +51,6 @@ _CEILINGS: tuple[tuple[Mode, str], ...] = (
     ("loader", "what the loader alone delivers"),
     ("compute", "what the step alone takes"),
 )
-_LOADER_FIRST: tuple[MoveGroup, ...] = ("loader", "transfer", "recipe", "compute")
-_COMPUTE_FIRST: tuple[MoveGroup, ...] = ("compute", "recipe", "transfer", "loader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +129,7 @@ def _searchable(ctx: PlanContext) -> bool:
 
 def acceptable(ctx: PlanContext, history: Sequence[Trial], settings: Settings) -> bool:
     """Whether `settings` are worth a full trial: legal, new, not bound to fail and not bound to lose."""
-    return _worth_trying(Knowledge(ctx, history), settings)
+    return worth_trying_now(Knowledge(ctx, history), settings)
 
 
 def _yours(costs: Costs) -> TrialSpec:
@@ -190,7 +182,7 @@ def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | Look
     spec = spec or _before(know, costs)
     if spec is not None:
         return Run(spec=spec)
-    groups = _open_groups(know)
+    groups = open_groups(know)
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
     spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups) or _parts(know, costs)
@@ -214,13 +206,17 @@ def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run 
     Neither the model nor the order of the moves is right on every machine, so neither is followed alone.
     """
     expected = predictions(know)
-    found = tuple(islice((p for p in expected if _worth_trying(know, p.settings)), PROMISING))
+    found = tuple(islice((p for p in expected if worth_trying_now(know, p.settings)), PROMISING))
     stop = why_stop(_outlook(know, costs, found))
     in_vain = know.sampled_in_vain >= IN_VAIN
+    # Where runs differ by much, what is built on one lucky run is built on nothing.
+    if know.noise > NOISY and (again := confirm(know, costs)) is not None:
+        return Run(spec=again)
     pick = None if stop or in_vain or not found else _predicted(costs, found[0])
-    move = None if stop else _move(know, costs, groups, expected)
+    move = None if stop else next_single(know, costs, groups, expected)
     models_turn = sum(t.spec.mode == "full" for t in know.history) % 2 == 1
-    spec = (pick if models_turn and move is not None else None) or move or _confirm(know, costs)
+    spec = (pick if models_turn and move is not None else None) or move
+    spec = spec or confirm(know, costs) or second_look(know, costs)
     if spec is not None:
         return Run(spec=spec)
     if stop or in_vain:
@@ -228,7 +224,8 @@ def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run 
     if pick is not None and (models_turn or know.ctx.exhausted):
         return Run(spec=pick)
     if know.ctx.exhausted:
-        return EndSearch(reason="nothing new was left to try")
+        spec = untried(know, costs)
+        return EndSearch(reason="nothing new was left to try") if spec is None else Run(spec=spec)
     return Sample(spec=costs.search_spec(know.incumbent, "sampled", "proposed by the sampler"))
 
 
@@ -256,11 +253,12 @@ def _ceiling(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
     if not know.ctx.space.workload.has_loader:
         return None
     full_s = costs.predicted_s(costs.search_spec(know.incumbent, "joint", ""))
-    for mode, reason in _CEILINGS:
-        if not any(t.spec.stage == "ceiling" and t.spec.mode == mode for t in know.history):
-            spec = costs.search_spec(know.yours, "ceiling", reason, mode)
-            return spec if costs.predicted_s(spec) + 2 * full_s <= room_s else None
-    return None
+    ran = {t.spec.mode for t in know.history if t.spec.stage == "ceiling"}
+    left = [(mode, reason) for mode, reason in _CEILINGS if mode not in ran]
+    specs = [costs.search_spec(know.yours, "ceiling", reason, mode) for mode, reason in left]
+    # One alone may say that nothing is left to gain where both would not: both fit, or none is begun.
+    needed_s = sum(costs.predicted_s(spec) for spec in specs) + 2 * full_s
+    return specs[0] if specs and needed_s <= room_s else None
 
 
 def _again(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None:
@@ -293,15 +291,14 @@ def _reference(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None
 def _fixed(know: Knowledge, costs: Costs) -> TrialSpec | None:
     """What the user fixed is compared with *yours* in any case."""
     start = know.ctx.space.start
-    return (
-        costs.search_spec(start, "joint", "yours with what you fixed") if _worth_trying(know, start) else None
-    )
+    wanted = worth_trying_now(know, start)
+    return costs.search_spec(start, "joint", "yours with what you fixed") if wanted else None
 
 
 def _before(know: Knowledge, costs: Costs) -> TrialSpec | None:
     """What won on the like of this workload before: a guess like any other."""
     for settings in know.ctx.first:
-        if _worth_trying(know, settings):
+        if worth_trying_now(know, settings):
             return costs.search_spec(settings, "joint", "what won here before")
     return None
 
@@ -310,7 +307,7 @@ def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Trial
     space = know.ctx.space
     first = bundle(space)
     moved = {knob(name).group for name in first.changed_from(space.start)}
-    if moved.isdisjoint(groups) or not _worth_trying(know, first):
+    if moved.isdisjoint(groups) or not worth_trying_now(know, first):
         return None
     return costs.search_spec(first, "joint", "the usual advice for such a machine")
 
@@ -318,75 +315,6 @@ def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Trial
 def _parts(know: Knowledge, costs: Costs) -> TrialSpec | None:
     """The best parts together."""
     for settings in predicted(know):
-        if _worth_trying(know, settings):
+        if worth_trying_now(know, settings):
             return costs.search_spec(settings, "joint", "the best parts together")
     return None
-
-
-def _move(
-    know: Knowledge, costs: Costs, groups: Sequence[MoveGroup], expected: Sequence[Prediction]
-) -> TrialSpec | None:
-    """The move of one knob from the incumbent that the model expects most of, else the first in order."""
-    moves = list(_moves(know, groups))
-    if not moves:
-        return None
-    settings = next((p.settings for p in expected if p.settings in moves), moves[0])
-    return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
-
-
-def _confirm(know: Knowledge, costs: Costs) -> TrialSpec | None:
-    """A lead seen once may be luck, and then it keeps the finals from who is truly ahead."""
-    if know.incumbent == know.yours or len(know.full[know.incumbent]) > 1:
-        return None
-    return costs.search_spec(know.incumbent, "joint", "the best so far, measured again")
-
-
-def _moves(know: Knowledge, groups: Sequence[MoveGroup]) -> Iterator[Settings]:
-    """Moves of one knob from the incumbent: values never tried first, then in the bottleneck's order."""
-    seen = {(name, value) for s in know.full for name, value in s.flat().items()}
-    found = [
-        (name, settings)
-        for group in groups
-        for name, settings in neighbours(know.ctx.space, know.incumbent, group)
-        if _worth_trying(know, settings)
-    ]
-    # What one step does not reach, such as workers from 4 back to 0: each change must earn its place.
-    found += [
-        (name, settings)
-        for name, settings in without_each(know, know.incumbent)
-        if knob(name).group in groups and _worth_trying(know, settings)
-    ]
-    for old in (False, True):
-        for _, settings in found:
-            changed = settings.changed_from(know.incumbent).items()
-            if all(pair in seen for pair in changed) == old:
-                yield settings
-
-
-def _open_groups(know: Knowledge) -> list[MoveGroup]:
-    """The groups of knobs in which a gain is possible, the bottleneck's own first."""
-    searched = {knob(option.knob).group for option in know.ctx.space.options}
-    incumbent, latest = know.incumbent, know.latest(know.incumbent)
-    waits = latest.wait_share >= LOADER_BOUND
-    order = _LOADER_FIRST if waits else _COMPUTE_FIRST
-    compute = know.compute_rates.get((incumbent.compute, incumbent.loader.batch_size))
-    loader = know.loader_rates.get(incumbent.loader)
-    closed: set[MoveGroup] = set()
-    at_compute = compute is not None and latest.samples_per_s >= NEAR_CEILING * compute
-    at_loader = loader is not None and latest.samples_per_s >= NEAR_CEILING * loader
-    # Where both sides are equally near, only a change on both can win: neither is closed.
-    if at_compute != at_loader:
-        closed |= {"loader" if at_compute else "compute", "transfer"}
-    if know.ctx.space.workload.accelerated:
-        # On a CPU the workers take time from the step, so waiting alone says little there.
-        closed |= {"compute"} if waits else set()
-        # Copies, pinning and unpickling keep the host from launching kernels, and none of it is waiting.
-        hindered = compute is not None and latest.samples_per_s < _UNHINDERED * compute
-        closed |= {"loader"} if latest.wait_share < LOADER_IDLE and not hindered else set()
-    return [group for group in order if group in searched and group not in closed]
-
-
-def _worth_trying(know: Knowledge, settings: Settings) -> bool:
-    """Whether they are worth a full trial now: other batches have to wait for their turn."""
-    waits = batch_moves.changed(know.ctx, settings) and not batch_moves.begun(know)
-    return not waits and worth_trying(know, settings)

@@ -150,7 +150,7 @@ def test_finals_that_cannot_share_a_process_are_planned_as_fresh() -> None:
 def test_a_trial_cut_short_by_the_budget_ends_the_search(budget_s: float) -> None:
     """No second trial runs into the same end: what is left belongs to the finals."""
     runner = Stalling(
-        lambda settings, mode: 300.0 if settings.loader.num_workers else 100.0,
+        lambda settings, mode: 3000.0 if settings.loader.num_workers else 1000.0,
         description=fake_description(**GPU, setup_s=0.5),
     )
     outcome = tune(runner, TuneOptions(budget_s=budget_s), SilentListener(), clock=runner.clock)

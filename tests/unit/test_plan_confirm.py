@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from search_worlds import History, context, space_of
 
+from autotune.search.knowledge import Knowledge
 from autotune.search.plan import EndSearch, Run, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import Space
@@ -59,3 +62,54 @@ def test_while_nobody_is_ahead_the_search_may_use_more_of_the_time() -> None:
     left = context(space, remaining_s=60.0)
     assert isinstance(next_move(left, ahead), EndSearch)
     assert isinstance(next_move(left, long), Run)
+
+
+def test_who_gave_up_against_a_lucky_run_is_measured_again() -> None:
+    """The best once ran at 200, and the next time at 105: who was left at 150 is not out for good."""
+    space = space_of()
+    lucky, steady = space.settings(num_workers=4), space.settings(num_workers=2)
+    history = History().opened(space).ran(lucky, 200).ran(steady, 150)
+    measured = dataclasses.replace(history[-1].measurement, stopped="gave_up")
+    history[-1] = dataclasses.replace(history[-1], measurement=measured)
+    history.ran(lucky, 105)
+    know = Knowledge(context(space), history)
+    assert know.incumbent == lucky
+    assert know.doubtful == steady
+
+
+def test_who_is_surely_behind_is_not_looked_at_again() -> None:
+    """Where runs repeat to a percent, half the speed of the best needs no second look."""
+    space = space_of()
+    best, slow = space.settings(num_workers=4), space.settings(num_workers=2)
+    history = History().opened(space).ran(best, 200).ran(best, 201).ran(slow, 100)
+    assert Knowledge(context(space), history).doubtful is None
+
+
+def test_a_second_look_has_an_end() -> None:
+    """Settings level with the best are measured three times at most."""
+    space = space_of()
+    best, level = space.settings(num_workers=4), space.settings(num_workers=2)
+    history = History().opened(space)
+    for _ in range(3):
+        history.ran(best, 200).ran(level, 200)
+    assert Knowledge(context(space), history).doubtful is None
+
+
+def test_on_a_noisy_machine_the_best_is_confirmed_before_others_meet_it() -> None:
+    """Where *yours* ran at 100 and 60, a move that wins is measured again at once; else others are first."""
+
+    def after_a_win(second: float) -> bool:
+        space, ahead = space_of(), None
+        history = History().opened(space).ran(space.yours, second)
+        for _ in range(80):
+            move = next_move(context(space), history)
+            assert isinstance(move, Run)
+            if ahead is not None:
+                return move.spec.settings == ahead
+            if move.spec.mode == "full" and "->" in move.spec.reason:
+                ahead = move.spec.settings
+            history.ran(move.spec.settings, 200 if ahead else 80, move.spec.stage, move.spec.mode)
+        raise AssertionError("no move of one knob was made")
+
+    assert after_a_win(60)
+    assert not after_a_win(100)

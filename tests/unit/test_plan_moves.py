@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from search_worlds import History, context, space_of
 
@@ -239,19 +241,38 @@ def exhausted_moves(space):
 
 
 def test_the_sampler_takes_over_after_a_round_without_a_gain():
-    """Sampling starts when no single move is left, and ends after six in vain, a time-out or nothing new."""
+    """Sampling starts when no single move is left, and ends after six in vain."""
     space = space_of(usable_cpus=2, has_conv2d=True, image_input=True)
     history, move = exhausted_moves(space)
     assert isinstance(move, Sample)
     plenty = {"budget_s": 1e5, "remaining_s": 1e5}
-    over = move_of(space, history, exhausted=True, **plenty)
-    assert over == EndSearch(reason="nothing new was left to try")
     history.ran(space.yours, 100)  # seen now, so that it is not asked for in between
     for count in range(6):
         assert isinstance(move_of(space, history, **plenty), Sample)
         drawn = space.settings(num_workers=1 + count % 2, prefetch_factor=16 + count)
         history.ran(drawn, 60, "sampled")
     assert "no gain in 6" in move_of(space, history, **plenty).reason
+
+
+def test_nothing_new_is_left_only_when_all_was_tried(monkeypatch):
+    """A sampler that repeats itself does not end the search while untried settings may still win."""
+    monkeypatch.setattr("autotune.search.plan.predictions", lambda know: ())
+    space = space_of(usable_cpus=2, allow="exact")
+    plenty = {"budget_s": 1e5, "remaining_s": 1e5, "exhausted": True}
+    history = History().ran(space.yours, 100, "yours")
+    for mode in ("loader", "compute"):
+        history.ran(space.yours, 1e9, "ceiling", mode)
+    # A step forward now and then, or six in vain would end the search before.
+    for count in itertools.count():
+        move = move_of(space, history, **plenty)
+        if not isinstance(move, Run):
+            break
+        rate = 200 + 20 * count if move.spec.stage == "sampled" else 100
+        history.ran(move.spec.settings, rate, move.spec.stage, move.spec.mode)
+    assert move == EndSearch(reason="nothing new was left to try")
+    ran = {t.settings for t in history if t.spec.mode == "full"}
+    assert not [s for s in space.every() if acceptable(context(space, **plenty), history, s)]
+    assert len(ran) > 4
 
 
 def test_the_search_ends_when_only_the_reserve_is_left():

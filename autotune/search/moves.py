@@ -1,0 +1,111 @@
+"""Moves of one knob from the incumbent, and looks at what ran before. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from autotune.search import batch_moves
+from autotune.search.batch_moves import worth_trying
+from autotune.search.cost import Costs
+from autotune.search.finals import without_each
+from autotune.search.knowledge import Knowledge
+from autotune.search.parts import describe_change
+from autotune.search.predict import Prediction
+from autotune.settings import Settings
+from autotune.space.candidates import neighbours
+from autotune.space.knobs import MoveGroup, knob
+from autotune.trial import TrialSpec
+
+NEAR_CEILING = 0.97
+"""A rate this near to what one side does alone leaves the other side nothing to win beyond noise."""
+LOADER_IDLE = 0.02
+"""Less waiting than this part of a step, and no loader or transfer move is worth its time."""
+_UNHINDERED = 0.9
+"""A step under this part of its rate alone is held up by the loader in other ways than by waiting."""
+LOADER_BOUND = 0.10
+"""More waiting than this, and no compute move shows."""
+
+_LOADER_FIRST: tuple[MoveGroup, ...] = ("loader", "transfer", "recipe", "compute")
+_COMPUTE_FIRST: tuple[MoveGroup, ...] = ("compute", "recipe", "transfer", "loader")
+
+
+def next_single(
+    know: Knowledge, costs: Costs, groups: Sequence[MoveGroup], expected: Sequence[Prediction]
+) -> TrialSpec | None:
+    """The move of one knob from the incumbent that the model expects most of, else the first in order."""
+    moves = list(_moves(know, groups))
+    if not moves:
+        return None
+    settings = next((p.settings for p in expected if p.settings in moves), moves[0])
+    return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
+
+
+def confirm(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """A lead seen once may be luck, and then it keeps the finals from who is truly ahead."""
+    if know.incumbent == know.yours or len(know.full[know.incumbent]) > 1:
+        return None
+    return costs.search_spec(know.incumbent, "joint", "the best so far, measured again")
+
+
+def second_look(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """Before the search ends, whoever may be ahead after all is measured once more."""
+    if know.doubtful is None:
+        return None
+    return costs.search_spec(know.doubtful, "joint", "may be the best after all, measured again")
+
+
+def untried(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The first settings of the space that are worth a trial, where neither model nor sampler names any."""
+    left = next((s for s in know.ctx.space.every() if worth_trying_now(know, s)), None)
+    return None if left is None else costs.search_spec(left, "sampled", "not tried yet")
+
+
+def _moves(know: Knowledge, groups: Sequence[MoveGroup]) -> Iterator[Settings]:
+    """Moves of one knob from the incumbent: values never tried first, then in the bottleneck's order."""
+    seen = {(name, value) for s in know.full for name, value in s.flat().items()}
+    found = [
+        (name, settings)
+        for group in groups
+        for name, settings in neighbours(know.ctx.space, know.incumbent, group)
+        if worth_trying_now(know, settings)
+    ]
+    # What one step does not reach, such as workers from 4 back to 0: each change must earn its place.
+    found += [
+        (name, settings)
+        for name, settings in without_each(know, know.incumbent)
+        if knob(name).group in groups and worth_trying_now(know, settings)
+    ]
+    for old in (False, True):
+        for _, settings in found:
+            changed = settings.changed_from(know.incumbent).items()
+            if all(pair in seen for pair in changed) == old:
+                yield settings
+
+
+def open_groups(know: Knowledge) -> list[MoveGroup]:
+    """The groups of knobs in which a gain is possible, the bottleneck's own first."""
+    searched = {knob(option.knob).group for option in know.ctx.space.options}
+    incumbent, latest = know.incumbent, know.latest(know.incumbent)
+    waits = latest.wait_share >= LOADER_BOUND
+    order = _LOADER_FIRST if waits else _COMPUTE_FIRST
+    compute = know.compute_rates.get((incumbent.compute, incumbent.loader.batch_size))
+    loader = know.loader_rates.get(incumbent.loader)
+    closed: set[MoveGroup] = set()
+    at_compute = compute is not None and latest.samples_per_s >= NEAR_CEILING * compute
+    at_loader = loader is not None and latest.samples_per_s >= NEAR_CEILING * loader
+    # Where both sides are equally near, only a change on both can win: neither is closed.
+    if at_compute != at_loader:
+        closed |= {"loader" if at_compute else "compute", "transfer"}
+    if know.ctx.space.workload.accelerated:
+        # On a CPU the workers take time from the step, so waiting alone says little there.
+        closed |= {"compute"} if waits else set()
+        # Copies, pinning and unpickling keep the host from launching kernels, and none of it is waiting.
+        hindered = compute is not None and latest.samples_per_s < _UNHINDERED * compute
+        closed |= {"loader"} if latest.wait_share < LOADER_IDLE and not hindered else set()
+    return [group for group in order if group in searched and group not in closed]
+
+
+def worth_trying_now(know: Knowledge, settings: Settings) -> bool:
+    """Whether they are worth a full trial now: other batches have to wait for their turn."""
+    waits = batch_moves.changed(know.ctx, settings) and not batch_moves.begun(know)
+    return not waits and worth_trying(know, settings)
