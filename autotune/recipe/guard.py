@@ -44,7 +44,8 @@ COSINE_LIMIT = 0.99
 NOISE_SHARE = 0.25
 """Rounding may turn the gradient by this part of what another batch does, as variance (1 - cosine squared).
 
-Deep networks amplify rounding: a ResNet-18's first gradient had a cosine of 0.946 in bfloat16. What is small beside the noise that every batch brings along is averaged away with it.
+Deep networks amplify rounding: a ResNet-18's first gradient had a cosine of 0.946 in bfloat16. What is
+small beside the noise that every batch brings along is averaged away with it.
 """
 NORM_LIMIT = 0.05
 """Change of the gradient's norm at the same weights; 0.0005 was seen where all is well."""
