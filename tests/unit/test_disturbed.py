@@ -58,7 +58,7 @@ def test_a_disturbed_newcomer_is_measured_again_once() -> None:
     assert isinstance(move, Run)
     assert move.spec.settings == new
     assert "disturbed" in move.spec.reason
-    know = Knowledge(context(space), [*history, *History().ran(new, 200.0)])
+    know = Knowledge(context(space), History(history).ran(new, 200.0))
     assert know.rate(new) == pytest.approx(200.0)
     assert know.again is None
     assert Knowledge(context(space), [*history, history[-1]]).again is None
