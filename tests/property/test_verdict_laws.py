@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from finals_trials import YOURS, failed, finals, measured, workers
+from finals_trials import YOURS, failed, finals, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
