@@ -115,3 +115,9 @@ def test_the_cost_of_the_study_is_told(grid):
     """As a share of a run, and for a trial of a long history."""
     told = "of a run of five minutes; of 40 trials"
     assert told in search.overhead(grid, seeds=1, trials=40)
+
+
+def test_every_grid_that_is_kept_can_be_read():
+    """Grids recorded earlier stay readable, or nothing can be played on them."""
+    paths = sorted(path for path in search.DATA.glob("*.jsonl.gz") if not path.name.startswith("windows-"))
+    assert {"mnist", "io-bound"} <= {search.read_grid(path).header.workload for path in paths}
