@@ -1,0 +1,313 @@
+"""What a sample teaches in larger batches: as the noise scale predicts it, and as training shows it.
+
+    python benchmarks/efficiency.py --minutes 60 --out efficiency.json.gz
+
+For each task and seed the noise scale is taken by the product's own probe, after some steps of training.
+Then the task is trained with k = 1, 2, 4, 8 and 16 times the batch from the same weights until its loss on
+held-out data is down at the target, with all that the recipe says: once whole, once without its warmup, so
+that the learning rates are seen alone. The runs are short, and a warmup takes up to a tenth of what the
+recipe is told is the run.
+
+    predicted = (phi + M0) / (phi + M)        measured = samples to the target with M0 / samples with M
+
+Prints both, with phi at its estimate and at its lower bound, which is what the product counts on. Started
+again with the same file it goes on. Data: the folder named by AUTOTUNE_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_runs import example
+from raw_file import RawFile, identity
+from real_workloads import CharLM, data_root
+from samples_to_target import Mark, Seen, samples_to, table
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+from torchvision import datasets
+
+from autotune import Workload
+from autotune.codec import decode, encode
+from autotune.errors import ModelError
+from autotune.facts import WorkloadFacts
+from autotune.kit import make_kit
+from autotune.measure.inprocess import InProcessRunner
+from autotune.measure.seam import GradientSpec
+from autotune.outcome import NoiseScale, Recipe
+from autotune.recipe.noise_scale import GradientStats, noise_scale
+from autotune.recipe.scaling import scale_recipe
+from autotune.settings import LoaderSettings, Settings
+
+GROWTHS = (1, 2, 4, 8, 16)
+MODES = ("whole", "rates")
+"""The recipe as it is, and without its warmup."""
+EPOCHS = 3
+"""The length of the run that the recipe is told; also the most that a run is trained for."""
+CHUNK = 500
+DRAWS = 5
+"""Of batches for a noise scale, where the probe refuses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is trained, until when, and the user's own batch."""
+
+    model: Callable[[], nn.Module]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    batch_size: int
+    train: TensorDataset
+    held_out: TensorDataset
+    target: float
+    """Loss on the held-out data."""
+    every: int
+    """Samples between two looks at them."""
+
+
+def mnist(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Task:
+    """The ConvNet of the example, on digits that are in memory."""
+    parts = []
+    for train, count in ((True, 60_000), (False, 2_000)):
+        digits = datasets.MNIST(data_root(), train=train)
+        pictures = (digits.data[:count, None].float() / 255 - 0.1307) / 0.3081
+        parts.append(TensorDataset(pictures, digits.targets[:count]))
+    return Task(
+        model=example("mnist").ConvNet,
+        loss=cross_entropy,
+        optimizer=optimizer,
+        batch_size=32,
+        train=parts[0],
+        held_out=parts[1],
+        target=0.1,
+        every=1024,
+    )
+
+
+def next_characters(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of every next character."""
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def char_lm(length: int = 32) -> Task:
+    """A small transformer on characters; the last tenth of the text is held out."""
+    text = (data_root() / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    number = {letter: i for i, letter in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([number[letter] for letter in text])
+    windows = tokens.unfold(0, length + 1, length // 4)
+    kept = len(windows) * 9 // 10
+    held_out = windows[kept + 4 :: 4][:500]  # windows overlap, those of the two parts do not
+    return Task(
+        model=partial(CharLM, len(number), length, 64, 2),
+        loss=next_characters,
+        optimizer=partial(torch.optim.AdamW, lr=2e-3),
+        batch_size=16,
+        train=TensorDataset(windows[:kept, :-1].contiguous(), windows[:kept, 1:].contiguous()),
+        held_out=TensorDataset(held_out[:, :-1].contiguous(), held_out[:, 1:].contiguous()),
+        target=2.1,
+        every=1024,
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "mnist-sgd": lambda: mnist(partial(torch.optim.SGD, lr=0.02, momentum=0.9)),
+    "mnist-adamw": lambda: mnist(partial(torch.optim.AdamW, lr=1e-3)),
+    "char-lm-adamw": char_lm,
+}
+
+
+def probe(task: Task, seed: int, warm_steps: int) -> Any:
+    """The workload's facts and its noise scale after so many steps, as JSON.
+
+    Where the probe refuses, other batches are drawn; what it refused is kept.
+
+    Raises:
+        AutotuneError: where it refuses `DRAWS` times.
+    """
+    torch.manual_seed(seed)
+    runner = InProcessRunner(
+        Workload(
+            task.model(), task.train, loss=task.loss, optimizer=task.optimizer, batch_size=task.batch_size
+        )
+    )
+    described, refused = runner.describe(), []
+    for draw in range(DRAWS):
+        spec = GradientSpec(
+            settings=described.yours,
+            warm_steps=warm_steps,
+            seed=seed + 1000 * draw,
+            window_s=120.0,
+            timeout_s=600.0,
+        )
+        stats = runner.probe_gradients(spec)
+        assert isinstance(stats, GradientStats), stats
+        found = noise_scale(stats)
+        if found is not None:
+            facts = encode(described.workload)
+            return {"facts": facts, "noise": encode(found), "stats": encode(stats), "refused": refused}
+        refused.append(stats.refused)
+    raise ModelError("these gradients give no noise scale", why="; ".join(refused))
+
+
+def batches(data: TensorDataset, size: int, epochs: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Whole batches of freshly shuffled data."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(data), generator=generator)
+        for chosen in order.split(size):
+            if len(chosen) == size:
+                yield tuple(tensor[chosen] for tensor in data.tensors)
+
+
+def train(task: Task, recipe: Recipe, seed: int) -> list[Mark]:
+    """Train from the seed's weights until the target, or for `EPOCHS`."""
+    torch.manual_seed(seed)
+    size = recipe.batch_size
+    settings = Settings(loader=LoaderSettings(batch_size=size))
+    marks: list[Mark] = []
+    with make_kit(settings, recipe, task.model(), task.optimizer, loss=task.loss, device="cpu") as kit:
+        for batch in batches(task.train, size, EPOCHS, seed):
+            kit.step(batch)
+            if kit.samples_seen >= (len(marks) + 1) * task.every:
+                marks.append(Mark(samples=kit.samples_seen, loss=held_out_loss(kit.model, task)))
+                if samples_to(marks, task.target) < math.inf or math.isnan(marks[-1].loss):
+                    break
+    return marks
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, task: Task) -> float:
+    """Mean loss on the held-out data."""
+    x, y = task.held_out.tensors
+    model.eval()
+    summed = sum(float(task.loss(model(a), b)) * len(a) for a, b in zip(x.split(CHUNK), y.split(CHUNK)))
+    model.train()
+    return summed / len(x)
+
+
+def recipe_of(facts: WorkloadFacts, noise: NoiseScale, growth: int, mode: str) -> Recipe:
+    """What the product says for a batch so many times as large."""
+    own = facts.batch_samples
+    recipe = scale_recipe(facts, growth * own, own, epochs=EPOCHS, noise=noise)
+    return recipe if mode == "whole" else replace(recipe, warmup_samples=0)
+
+
+class Deadline:
+    """Says whether another run fits, by the longest so far."""
+
+    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends_s, self._longest_s = clock() + 60 * minutes, 0.0
+
+    def fits(self) -> bool:
+        """Whether a run as long as the longest so far would end in time."""
+        return self._clock() + self._longest_s <= self._ends_s
+
+    def timed(self, work: Callable[[], Any]) -> Any:
+        """What the work gives; how long it takes is noted."""
+        started = self._clock()
+        done = work()
+        self._longest_s = max(self._longest_s, self._clock() - started)
+        return done
+
+
+def key_of(name: str, target: float, seed: int, mode: str, growth: int) -> str:
+    """Of a run in the raw data; it ends at its target, and one for another target is another run."""
+    return f"{name}/to {target:g}/{seed}/{mode}/{growth}"
+
+
+def look(raw: RawFile, name: str, task: Task, seed: int, deadline: Deadline, warm_steps: int) -> bool:
+    """All runs of one task and seed that fit; whether all did."""
+
+    def once(key: str, measure: Callable[[], Any]) -> bool:
+        if key not in raw.values:
+            if not deadline.fits():
+                return False
+            print(key, file=sys.stderr, flush=True)
+            raw.once(key, lambda: deadline.timed(measure))
+        return True
+
+    if not once(f"{name}/{seed}/noise", partial(probe, task, seed, warm_steps)):
+        return False
+    probed = raw.values[f"{name}/{seed}/noise"]
+    facts, noise = decode(WorkloadFacts, probed["facts"]), decode(NoiseScale, probed["noise"])
+    runs = [(MODES[1], 1), *((mode, growth) for growth in GROWTHS[1:] for mode in MODES)]
+    return all(
+        once(
+            key_of(name, task.target, seed, mode, growth),
+            lambda mode=mode, growth=growth: encode(train(task, recipe_of(facts, noise, growth, mode), seed)),
+        )
+        for mode, growth in runs
+    )
+
+
+def seen_in(raw: RawFile, name: str, target: float, mode: str, seeds: int) -> list[Seen]:
+    """All that the raw data hold of a task under one mode."""
+
+    def samples(key: str) -> float | None:
+        held = raw.values.get(key)
+        return None if held is None else samples_to([decode(Mark, mark) for mark in held], target)
+
+    found = []
+    for seed in range(seeds):
+        own = samples(key_of(name, target, seed, MODES[1], 1))
+        for growth in GROWTHS[1:]:
+            this = samples(key_of(name, target, seed, mode, growth))
+            if own is None or this is None or math.isinf(own):
+                continue
+            noise = decode(NoiseScale, raw.values[f"{name}/{seed}/noise"]["noise"])
+            reference = decode(WorkloadFacts, raw.values[f"{name}/{seed}/noise"]["facts"]).batch_samples
+            found.append(
+                Seen(
+                    growth=growth,
+                    noise=noise.value,
+                    bound=noise.lower_bound,
+                    reference=reference,
+                    own_samples=own,
+                    samples=this,
+                )
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of all of it, at most")
+    parser.add_argument("--warm-steps", type=int, default=100, help="before the noise scale is taken")
+    parser.add_argument("--target", type=float, help="held-out loss, in place of the tasks' own")
+    parser.add_argument("--out", type=Path, default=Path("efficiency.json.gz"), metavar="FILE")
+    args = parser.parse_args()
+    tasks = {name: TASKS[name]() for name in args.tasks}
+    if args.target is not None:
+        tasks = {name: replace(task, target=args.target) for name, task in tasks.items()}
+    raw = RawFile(args.out, identity("efficiency", warm_steps=args.warm_steps))
+    deadline = Deadline(args.minutes)
+    whole = [
+        look(raw, name, task, seed, deadline, args.warm_steps)
+        for seed in range(args.seeds)
+        for name, task in tasks.items()
+    ]
+    if not all(whole):
+        print(f"{args.minutes:g} minutes were not enough for all runs", file=sys.stderr)
+    for name, task in tasks.items():
+        for mode, words in zip(MODES, ("the whole recipe", "the recipe without its warmup")):
+            found = seen_in(raw, name, task.target, mode, args.seeds)
+            if found:
+                print(table(f"{name}, to a loss of {task.target:g}, {words}", found), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Seconds of training to a fixed test accuracy: torch's defaults, and what find_best makes of them.
+
+    python benchmarks/time_to_accuracy.py --data mnist --seeds 3 --budget 120s --out mnist-accuracy.json.gz
+    python benchmarks/time_to_accuracy.py --data photos --target 50 --out photos-accuracy.json.gz
+
+find_best runs once with the batch kept, once with its own recommendation, and once for throughput alone;
+with `--profiles DIR` those of `kept.yaml`, `recommended.yaml` and `throughput.yaml` that are there are taken
+instead. Then every row is trained for real, each run in a fresh process, by turns; in one round all rows
+start from the same weights. Seconds are those of training, without looks at the test set.
+
+Prints medians and ranges, and whether the recommendation holds: at least as fast to the target as every
+other row, and after equal epochs no more than 0.3 points under the defaults. Rows that train alike share
+their runs. Started again with the same file it goes on. Data: the folder named by AUTOTUNE_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accuracy_runs import Job, Mark, first_at, run_fresh, task_of
+from raw_file import RawFile, identity
+from torch.nn.functional import cross_entropy
+
+import autotune
+from autotune.codec import decode, encode
+from autotune.outcome import Recipe
+from autotune.profile.schema import Profile
+from autotune.profile.yaml_io import dumps, loads
+from autotune.settings import LoaderSettings, Settings
+
+MOST_LOST = 0.3
+"""Points of accuracy that the recommendation may lie under the defaults."""
+EPOCHS = {"mnist": 3, "photos": 3}
+BATCH = {"mnist": 64, "photos": 32}
+TARGET: dict[str, float | None] = {"mnist": 98.0, "photos": None}
+"""Percent of the test set; None where `--target` has to say so."""
+EVERY = {"mnist": 2000, "photos": 1000}
+
+
+ROWS = {
+    "defaults": "torch's defaults",
+    "kept": "tuned, batch kept",
+    "recommended": "tuned, recommended batch",
+    "throughput": "tuned, max-throughput batch",
+    "alone": "recommended batch, LR left alone",
+}
+TUNED: dict[str, dict[str, Any]] = {
+    "kept": {"allow": "numerics"},
+    "recommended": {"allow": "recipe"},
+    "throughput": {"allow": "recipe", "objective": "throughput"},
+}
+"""What find_best is asked for each kind of row."""
+
+
+def tune(job: Job, tuning: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """The profile that find_best gives, as YAML."""
+    task = task_of(job)
+    with tempfile.TemporaryDirectory() as folder:
+        best = autotune.find_best(
+            task.model,
+            task.train,
+            loss=cross_entropy,
+            optimizer=task.optimizer,
+            batch_size=job.batch_size,
+            device=job.device,
+            storage=str(Path(folder) / "study.journal"),
+            warm_start=False,  # each kind of row by itself
+            name=f"{job.data}-accuracy",
+            **tuning,
+            **options,
+        )
+    print(best, file=sys.stderr, flush=True)
+    return dumps(best.profile)
+
+
+def seconds_to(marks: Sequence[Mark], target: float) -> float:
+    """Seconds of training to the first mark at or above the target; infinite where there is none."""
+    mark = first_at(marks, target)
+    return math.inf if mark is None else mark.seconds
+
+
+def at_end_of(marks: Sequence[Mark], epoch: int) -> Mark:
+    """The last mark of an epoch."""
+    return [mark for mark in marks if mark.epoch == epoch][-1]
+
+
+def training_of(profile: Profile | None, batch_size: int) -> tuple[Settings, Recipe | None]:
+    """All that a row's training differs by; a recipe that changes nothing is none."""
+    if profile is None:
+        return Settings(loader=LoaderSettings(batch_size=batch_size)), None
+    recipe = profile.recipe
+    changes = recipe is not None and (
+        recipe.growth != 1 or recipe.decay is not None or recipe.accumulation_steps > 1
+    )
+    return profile.settings, recipe if changes else None
+
+
+def twins(profiles: Mapping[str, Profile | None], batch_size: int) -> dict[str, str]:
+    """For each row the first one that trains the same way, which may be itself."""
+    first: dict[str, str] = {}
+    known: list[tuple[tuple[Settings, Recipe | None], str]] = []
+    for name, profile in profiles.items():
+        training = training_of(profile, batch_size)
+        same = next((row for seen, row in known if seen == training), name)
+        known.append((training, same))
+        first[name] = same
+    return first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the table: its figures, one for each seed."""
+
+    seconds: tuple[float, ...]
+    """To the target."""
+    accuracy: tuple[float, ...]
+    """Percent after equal epochs."""
+    epochs_s: tuple[float, ...]
+    """Seconds of those epochs."""
+
+
+def row_of(runs: Sequence[Sequence[Mark]], target: float, epochs: int) -> Row:
+    """The figures of a row's runs."""
+    ends = [at_end_of(marks, epochs) for marks in runs]
+    return Row(
+        seconds=tuple(seconds_to(marks, target) for marks in runs),
+        accuracy=tuple(end.accuracy for end in ends),
+        epochs_s=tuple(end.seconds for end in ends),
+    )
+
+
+def table(rows: Mapping[str, Row], notes: Mapping[str, str], target: float, epochs: int) -> str:
+    """Medians, and from the lowest to the highest."""
+    base = median(rows["defaults"].seconds)
+    lines = [
+        f"{'':<34} {f's to {target:g} %':>24} {'speed':>7} {f'accuracy, {epochs} ep.':>24} {'epochs s':>9}"
+    ]
+    for name, row in rows.items():
+        own = median(row.seconds)
+        speed = f"{base / own:.2f}x" if math.isfinite(base) and math.isfinite(own) else "-"
+        figures = f"{ranged(row.seconds, 1):>24} {speed:>7} {ranged(row.accuracy, 2):>24}"
+        lines.append(f"{ROWS[name]:<34} {figures} {median(row.epochs_s):>8.1f}  {notes[name]}".rstrip())
+    return "\n".join(lines)
+
+
+def ranged(values: Sequence[float], digits: int) -> str:
+    """Such as `8.1 (7.9 to 8.4)`; a target that was not reached is `never`."""
+    low, middle, high = (
+        f"{value:.{digits}f}" if math.isfinite(value) else "never"
+        for value in (min(values), median(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def judged(rows: Mapping[str, Row]) -> str:
+    """Whether the recommendation holds, and by how much."""
+    own = median(rows["recommended"].seconds)
+    faster = [n for n, row in rows.items() if n != "recommended" and not own <= median(row.seconds)]
+    lost = median(rows["defaults"].accuracy) - median(rows["recommended"].accuracy)
+    against = [f"{ROWS[name]!r} is faster to the target" for name in faster]
+    if not math.isfinite(own):
+        against.append("the target was not reached in most runs")
+    if lost > MOST_LOST:
+        against.append(f"the accuracy is {lost:.2f} points under that of the defaults")
+    said = f"accuracy against the defaults {-lost:+.2f} points"
+    return f"FAIL: {'; '.join(against)} ({said})" if against else f"PASS: {said}"
+
+
+def description(profile: Profile | None, batch_size: int) -> str:
+    """What a row changes, in a few words."""
+    settings, recipe = training_of(profile, batch_size)
+    yours = Settings(loader=LoaderSettings(batch_size=batch_size))
+    changes = [f"{knob}={value}" for knob, value in settings.changed_from(yours).items()]
+    if recipe is not None and recipe.learning_rates:
+        changes.append(f"lr={recipe.learning_rates[0]:.3g}, warmup {recipe.warmup_samples:,} samples")
+    return ", ".join(changes)
+
+
+def profiles_of(
+    raw: RawFile, job: Job, tuning: Mapping[str, Any], given: Path | None
+) -> dict[str, Profile | None]:
+    """Every row's profile, tuned, read or known already; None for a plain loop."""
+
+    def text_of(kind: str) -> str:
+        path = None if given is None else given / f"{kind}.yaml"
+        return path.read_text() if path is not None and path.exists() else tune(job, tuning, TUNED[kind])
+
+    texts = {kind: raw.once(f"profile/{kind}", partial(text_of, kind)) for kind in TUNED}
+    found = {kind: loads(text.encode(), source=f"{kind}.yaml") for kind, text in texts.items()}
+    alone = replace(found["recommended"], recipe=None)
+    return {"defaults": None, **found, "alone": alone}
+
+
+def race(raw: RawFile, job: Job, profiles: Mapping[str, Profile | None], seeds: int) -> dict[str, list[Any]]:
+    """The runs of all rows, by turns; every other round backwards."""
+    same = twins(profiles, job.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = {}
+        for name, profile in profiles.items():
+            path = Path(folder) / f"{name}.yaml"
+            if profile is not None:
+                path.write_text(dumps(profile))
+            jobs[name] = replace(job, profile="" if profile is None else str(path))
+        runs: dict[str, list[Any]] = {name: [] for name in profiles}
+        own = [name for name in profiles if same[name] == name]
+        for seed in range(seeds):
+            for name in own if seed % 2 == 0 else reversed(own):
+                run = replace(jobs[name], seed=seed)
+                marks = [decode(Mark, m) for m in raw.once(f"run/{name}/{seed}", partial(run_fresh, run))]
+                runs[name].append(marks)
+                reached_s = seconds_to(marks, job.target)
+                told = f"{reached_s:.1f} s to the target, at last {marks[-1].accuracy:.2f} %"
+                print(f"seed {seed}  {ROWS[name]:<34} {told}", file=sys.stderr, flush=True)
+    return {name: runs[same[name]] for name in profiles}
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", choices=sorted(BATCH), default="mnist")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", default="120s", help="of each run of find_best")
+    parser.add_argument("--told-epochs", type=int, help="length of the run that find_best is told, if any")
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help="where profiles may lie already")
+    parser.add_argument("--target", type=float, help="percent of the test set; 98 for mnist without")
+    parser.add_argument("--epochs", type=int, help="equal epochs; 3 without")
+    parser.add_argument("--most-epochs", type=int, help="until the target; twice as many without")
+    parser.add_argument("--every", type=int, help="samples between two looks at the test set")
+    parser.add_argument("--batch-size", type=int, help="of *yours*; 64 for mnist, 32 for photos without")
+    parser.add_argument("--samples", type=int, help="train on the first so many samples only")
+    parser.add_argument("--crop", type=int, default=64, help="side of the photos in pixels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="raw data")
+    args = parser.parse_args(argv)
+    if args.target is None and TARGET[args.data] is None:
+        parser.error(f"--target is needed for {args.data}")
+    return args
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """What all runs have in common."""
+    epochs, target = args.epochs or EPOCHS[args.data], args.target or TARGET[args.data]
+    assert target is not None, "the parser asked for it"
+    return Job(
+        data=args.data,
+        seed=0,
+        profile="",
+        batch_size=args.batch_size or BATCH[args.data],
+        epochs=epochs,
+        most_epochs=max(epochs, args.most_epochs or 2 * epochs),
+        target=target,
+        every=args.every or EVERY[args.data],
+        samples=args.samples,
+        crop=args.crop,
+        device=args.device,
+    )
+
+
+def main() -> None:
+    args = arguments(sys.argv[1:])
+    job = job_of(args)
+    run = {name: value for name, value in encode(job).items() if name not in ("seed", "profile")}
+    tuning = {"budget": args.budget, "epochs": args.told_epochs}
+    out = args.out or Path(f"{args.data}-accuracy.json.gz")
+    raw = RawFile(out, identity("time_to_accuracy", tuning=tuning, run=run))
+    profiles = profiles_of(raw, job, tuning, args.profiles)
+    runs = race(raw, job, profiles, args.seeds)
+    rows = {name: row_of(of_row, job.target, job.epochs) for name, of_row in runs.items()}
+    notes = {name: description(profile, job.batch_size) for name, profile in profiles.items()}
+    length = "" if job.samples is None else f"{job.samples:,} samples, "
+    print(f"{job.data}, {length}{args.seeds} seeds, {job.device}, torch {torch.__version__}\n")
+    print(table(rows, notes, job.target, job.epochs), end="\n\n")
+    print(judged(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The benchmarks of learning: what counts as reached, which rows train alike, and what decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from benchmark_scripts import load
+from profile_samples import sample_profile
+
+from autotune.outcome import Recipe
+from autotune.settings import LoaderSettings, Settings
+
+load("raw_file")
+load("real_workloads")
+runs = load("accuracy_runs")
+tta = load("time_to_accuracy")
+load("samples_to_target")
+eff = load("efficiency")
+
+
+def mark(epoch: int, samples: int, accuracy: float):
+    return runs.Mark(epoch=epoch, samples=samples, seconds=samples / 10, accuracy=accuracy)
+
+
+MARKS = [mark(1, 100, 90.0), mark(1, 150, 98.5), mark(2, 250, 97.0), mark(2, 300, 98.0)]
+
+
+def test_the_target_is_reached_at_the_first_mark_that_meets_it():
+    """A later dip does not count, equality does; a target that was never met took for ever."""
+    assert tta.seconds_to(MARKS, 98.5) == pytest.approx(15.0)
+    assert tta.seconds_to(MARKS, 98.0) == pytest.approx(15.0)
+    assert tta.seconds_to(MARKS, 99.0) == math.inf
+
+
+def test_equal_epochs_are_judged_at_their_last_mark():
+    """Not at the best one, and not where a longer run ended."""
+    row = tta.row_of([[*MARKS, mark(3, 450, 99.0)]], 98.0, 2)
+    assert row.accuracy == (98.0,)
+    assert row.epochs_s == (30.0,)
+
+
+def recipe(batch_size: int) -> Recipe:
+    return Recipe(
+        batch_size=batch_size,
+        reference_batch_size=64,
+        learning_rates=(0.1 * batch_size / 64,),
+        reference_learning_rates=(0.1,),
+        lr_rule="linear",
+    )
+
+
+def test_rows_that_train_alike_share_their_runs():
+    """A recipe for the user's own batch is none, and another batch without its recipe is another row."""
+    yours = Settings(loader=LoaderSettings(batch_size=64))
+    large = yours.replace(batch_size=256)
+    kept = replace(sample_profile(), settings=yours, recipe=recipe(64))
+    grown = replace(kept, settings=large, recipe=recipe(256))
+    profiles = {
+        "defaults": None,
+        "kept": kept,
+        "recommended": grown,
+        "throughput": grown,
+        "alone": replace(grown, recipe=None),
+    }
+    same = tta.twins(profiles, 64)
+    assert same == {
+        "defaults": "defaults",
+        "kept": "defaults",
+        "recommended": "recommended",
+        "throughput": "recommended",
+        "alone": "alone",
+    }
+
+
+def rows(**changes):
+    """A table in which the recommendation is fastest, and as good as the defaults."""
+    slow = tta.Row(seconds=(10.0, 11.0, 30.0), accuracy=(98.5, 98.6, 98.7), epochs_s=(30.0,) * 3)
+    fast = replace(slow, seconds=(5.0, 6.0, 40.0), accuracy=(98.2, 98.4, 98.9))
+    return {name: fast if name == "recommended" else slow for name in tta.ROWS} | changes
+
+
+def test_the_recommendation_passes_where_no_row_is_faster_in_the_median():
+    """One slow seed does not decide, and a fifth of a point is not lost."""
+    assert tta.judged(rows()).startswith("PASS: accuracy against the defaults -0.20")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kept": {"seconds": (5.9, 5.9, 50.0)}}, "'tuned, batch kept' is faster"),
+        ({"recommended": {"accuracy": (98.2, 98.2, 98.9)}}, "0.40 points under"),
+        ({"recommended": {"seconds": (5.0, math.inf, math.inf)}}, "not reached in most runs"),
+    ],
+)
+def test_the_recommendation_fails_and_says_why(changes, said):
+    """Another row that is faster, accuracy that was lost, a target that was not reached."""
+    table = rows()
+    changed = {name: replace(table[name], **fields) for name, fields in changes.items()}
+    verdict = tta.judged(table | changed)
+    assert verdict.startswith("FAIL")
+    assert said in verdict
+
+
+def test_the_table_names_a_target_that_was_not_reached():
+    """Ranges with an end that never came, and no speed where the median did not."""
+    never = tta.Row(seconds=(5.0, math.inf, math.inf), accuracy=(90.0,) * 3, epochs_s=(1.0,) * 3)
+    text = tta.table(rows(alone=never), dict.fromkeys(tta.ROWS, ""), 98.0, 3)
+    line = next(line for line in text.splitlines() if line.startswith(tta.ROWS["alone"]))
+    assert "never (5.0 to never)" in line
+    assert "x" not in line.removeprefix(tta.ROWS["alone"])
+    assert "1.83x" in text
+
+
+def test_a_run_is_marked_and_goes_on_until_its_target():
+    """Marks every so many samples and at ends of epochs, in growing time; most_epochs bounds it."""
+    x = torch.randn(70, 1, 28, 28)
+    y = torch.arange(70) % 10
+    task = runs.Task(
+        model=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.01),
+        train=torch.utils.data.TensorDataset(x, y),
+        test=(x, y),
+    )
+    job = runs.Job(
+        data="mnist",
+        seed=0,
+        profile="",
+        batch_size=10,
+        epochs=1,
+        most_epochs=3,
+        target=101.0,
+        every=40,
+        samples=None,
+        crop=64,
+        device="cpu",
+    )
+    marks = runs.train(job, task)
+    assert [(m.epoch, m.samples) for m in marks] == [
+        (1, 40),
+        (1, 70),
+        (2, 80),
+        (2, 120),
+        (2, 140),
+        (3, 160),
+        (3, 200),
+        (3, 210),
+    ]
+    assert all(a.seconds < b.seconds for a, b in pairwise(marks))
+    assert [m.epoch for m in runs.train(replace(job, target=0.0), task)] == [1, 1]
+    again = runs.train(job, task)
+    assert [m.accuracy for m in again] == [m.accuracy for m in marks]
+
+
+def losses(*values: float):
+    return [eff.Mark(samples=100 * number, loss=loss) for number, loss in enumerate(values, start=1)]
+
+
+def test_samples_to_a_loss_are_read_between_smoothed_marks():
+    """On the straight line to the first mark that meets it with its neighbours; not before the first one."""
+    marks = losses(1.3, 1.0, 0.7, 0.4, 0.1)
+    assert eff.samples_to(marks, 0.55) == pytest.approx(350.0)
+    assert eff.samples_to(marks, 1.0) == 200.0
+    assert eff.samples_to(marks, 0.3) == math.inf
+
+
+def test_a_single_lucky_mark_is_not_the_target_reached():
+    """Nor is a loss that is no number."""
+    assert eff.samples_to(losses(1.0, 1.0, 0.3, 1.0, 1.0), 0.5) == math.inf
+    assert eff.samples_to(losses(1.0, math.nan, math.nan, math.nan), 0.5) == math.inf
+
+
+def test_measured_efficiency_is_of_samples_and_stands_beside_what_was_predicted():
+    """Twice the samples are half the efficiency; the lower bound of phi predicts less; no end of phi is 1."""
+    seen = eff.Seen(growth=4, noise=96.0, bound=32.0, reference=32, own_samples=1000.0, samples=2000.0)
+    assert seen.measured == 0.5
+    assert seen.predicted == pytest.approx(128 / 224)
+    assert seen.counted_on == pytest.approx(64 / 160)
+    assert replace(seen, noise=None).predicted == 1.0
+    assert replace(seen, samples=math.inf).measured == 0.0
+
+
+def test_the_table_of_efficiency_has_a_line_for_each_growth():
+    """Medians over seeds, with what was measured over what was predicted."""
+    one = eff.Seen(growth=2, noise=32.0, bound=32.0, reference=32, own_samples=900.0, samples=1000.0)
+    found = [one, replace(one, samples=1200.0), replace(one, growth=4)]
+    lines = eff.table("a task", found).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["2", "4"]
+    assert "0.82 (0.75 to 0.90)" in lines[2]
+    assert lines[2].split()[-3:] == ["1.24", "1.24", "2"]
+
+
+def test_training_ends_where_the_target_is_reached():
+    """Looks come every so many samples; a target that is never met takes all epochs."""
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    task = eff.Task(
+        model=lambda: torch.nn.Linear(4, 2),
+        loss=torch.nn.functional.cross_entropy,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        batch_size=4,
+        train=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
+        held_out=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
+        target=0.0,
+        every=8,
+    )
+    recipe_of_own = recipe(8)
+    marks = eff.train(task, recipe_of_own, seed=0)
+    assert [mark.samples for mark in marks] == list(range(8, eff.EPOCHS * 64 + 1, 8))
+    assert marks[-1].loss < marks[0].loss
+    assert marks == eff.train(task, recipe_of_own, seed=0)
+    assert len(eff.train(replace(task, target=100.0), recipe_of_own, seed=0)) == 3
+
+
+def test_no_run_begins_that_would_end_too_late():
+    """By the longest so far."""
+    now = [0.0]
+    deadline = eff.Deadline(1.0, lambda: now[0])
+
+    def work(seconds: float) -> None:
+        now[0] += seconds
+
+    deadline.timed(lambda: work(25.0))
+    deadline.timed(lambda: work(5.0))
+    assert deadline.fits()
+    deadline.timed(lambda: work(6.0))
+    assert not deadline.fits()
+
+
+def test_whole_batches_alone_are_trained_on_and_each_epoch_is_shuffled_anew():
+    """Every batch is of the size asked for; the same seed gives the same ones."""
+    data = torch.utils.data.TensorDataset(torch.arange(10))
+    first = [batch[0].tolist() for batch in eff.batches(data, 4, 2, seed=0)]
+    assert [len(batch) for batch in first] == [4, 4, 4, 4]
+    assert len({*first[0], *first[1]}) == 8
+    assert first[:2] != first[2:]
+    assert first == [batch[0].tolist() for batch in eff.batches(data, 4, 2, seed=0)]
