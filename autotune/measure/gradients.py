@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import SequentialSampler
 
-from autotune.measure import loaders, timing
+from autotune.measure import batches, loaders, timing
 from autotune.measure.feed import Feed, HeldFeed
 from autotune.measure.tap import GradientSum, GradientTap
 from autotune.recipe.noise_scale import LEAST_STEPS, GradientStats, GradientStep
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from autotune.measure.seam import GradientSpec
     from autotune.measure.session import Session
 
-_OTHER_BATCHES = 8
-"""Batches of another size to tell a mean from a sum by."""
+_HALVED_BATCHES = 8
+"""Batches that are cut in two to tell a mean from a sum by."""
 _LEAST_HALVED = 4
-"""Smaller batches are doubled, not halved: batch norm needs two samples."""
+"""Of smaller batches two are drawn as one: batch norm needs two samples in each half."""
 _MISSES = 16
 """Batches in a row that may have another size than the user's own."""
 
@@ -77,7 +76,6 @@ class _Probe:
         self._session, self._spec, self._samples, self._deadline = session, spec, samples, deadline
         self._kit = session.make_kit(spec.settings.replace(precision="float32"))
         self._parts = None if session.parts is None else self._shuffled(session.parts)
-        self._squares: list[float] = []
         self._tap: GradientTap | None = None
 
     def run(self) -> tuple[GradientStep, ...]:
@@ -154,11 +152,13 @@ class _Probe:
             raise _RefusedError(
                 "train_step moves the weights by itself, and a noise scale is taken where they stand still"
             )
-        self._squares += squares
         return GradientStep(mean_of_squares=sum(squares) / count, square_of_mean=total.square() / count**2)
 
     def _gradients(self, draws: _Draws, tap: GradientTap) -> GradientSum:
-        self._kit.step(draws.next(self._deadline))
+        return self._gradient_of(draws.next(self._deadline), tap)
+
+    def _gradient_of(self, batch: Any, tap: GradientTap) -> GradientSum:
+        self._kit.step(batch)
         seen = tap.take()
         if not seen:
             raise _RefusedError("no gradient reached the parameters that the optimizer holds")
@@ -167,45 +167,56 @@ class _Probe:
     def _check_mean(self, tap: GradientTap) -> None:
         """Refuse a loss that is summed over samples: its gradient grows with the batch by itself.
 
-        With k times the samples the square of a mean's gradient is between 1/k and 1 times as large, that of
-        a sum between k and k * k times.
+        The gradient of a batch is half of what its two halves have together for a mean, and all of it for a
+        sum. Batches of two sizes would tell the same, but different samples differ by more than that.
 
         Raises:
             _RefusedError
         """
-        size = self._samples
-        other = size // 2 if size >= _LEAST_HALVED else 2 * size
+        halved = self._samples if self._samples >= _LEAST_HALVED else 2 * self._samples
         try:
-            theirs = self._other_squares(other, tap)
+            share = self._share_of_halves(halved, tap)
         except (timing.OutOfTimeError, _RefusedError):
             raise
         except Exception as error:  # the user's model may take no other size, which is theirs to choose
             self.notes.append(
-                f"whether the loss is a mean was not seen: batches of {other} raised {type(error).__name__}"
+                f"whether the loss is a mean was not seen: half a batch raised {type(error).__name__}"
             )
             return
-        ours = [square for square in self._squares if math.isfinite(square)]
-        if not theirs or not ours or min(median(theirs), median(ours)) <= 0:
+        if share is None:
             self.notes.append("whether the loss is a mean over the batch was not seen")
-            return
-        k = max(size, other) / min(size, other)
-        growth = median(ours) / median(theirs) if size > other else median(theirs) / median(ours)
-        if growth > math.sqrt(k):
+        elif share > math.sqrt(0.5):
             raise _RefusedError(
-                f"the loss is summed over the batch: {k:.2g} times the samples give a gradient "
-                f"{math.sqrt(growth):.2g} times as large; take the mean, so that batch size and learning "
+                "the loss is summed over the batch: twice the samples give a gradient "
+                f"{2 * share:.2g} times as large; take the mean, so that batch size and learning "
                 "rate can be chosen apart"
             )
 
-    def _other_squares(self, size: int, tap: GradientTap) -> list[float]:
-        """Squares of gradients of batches of another size; empty where nobody can ask for that."""
+    def _share_of_halves(self, size: int, tap: GradientTap) -> float | None:
+        """Norm of a batch's gradient over that of its halves' sum; None where no batch can be cut in two."""
         if self._parts is None or self._parts.batch_sampler is not None:
-            return []
+            return None
         if self._parts.settings.batch_size is None:
-            return []
+            return None
         draws = _Draws(self._session.open_feed(self._parts, LoaderSettings(batch_size=size)), size)
-        found = [self._gradients(draws, tap).square() for _ in range(_OTHER_BATCHES)]
-        return [square for square in found if math.isfinite(square)]
+        whole = together = 0.0
+        for _ in range(_HALVED_BATCHES):
+            batch = draws.next(self._deadline)
+            halves = [_part(batch, size, 0, size // 2), _part(batch, size, size // 2, size)]
+            if sum(batches.count_samples(half, 0) for half in halves) != size:
+                return None
+            whole += self._gradient_of(batch, tap).norm()
+            both = self._gradient_of(halves[0], tap)
+            both.absorb(self._gradient_of(halves[1], tap))
+            together += both.norm()
+        return whole / together if math.isfinite(whole) and 0 < together < math.inf else None
+
+
+def _part(batch: Any, samples: int, start: int, stop: int) -> Any:
+    """Some samples of a batch, copied, since a step may change its batch in place."""
+    return batches.map_tensors(
+        batch, lambda t: t[start:stop].clone() if t.dim() and t.size(0) == samples else t
+    )
 
 
 class _Draws:

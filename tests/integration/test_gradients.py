@@ -181,6 +181,14 @@ def test_a_summed_loss_is_refused_with_what_was_seen(batch_size: int) -> None:
     assert "summed over the batch" in total.refused
 
 
+def test_a_mean_whose_gradients_are_mostly_small_is_no_sum() -> None:
+    """One sample in 32 is far from the others: a larger batch holds one more often, and the median rises."""
+    rows = w.Rows(samples=1024)
+    rows.x[::32] *= 100.0
+    found = seen(Workload(Linear(), rows, optimizer=w.sgd, batch_size=32, loss=cross_entropy))
+    assert (found.refused, found.notes) == ("", ())
+
+
 class Table(nn.Module):
     """An embedding with sparse gradients, shared weights and a frozen part."""
 
