@@ -1,32 +1,16 @@
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import load
 
 from autotune.errors import StudyError, UsageError
 from autotune.settings import Settings
 from autotune.testing import FakeRunner, fake_description
 from autotune.trial import Failure, Mode
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    """A script of the benchmarks as a module; scripts import each other by their plain names."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
 
 grids = load("grids")
 recorder = load("record_grid")
