@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -177,6 +178,12 @@ class Measurement:
         """What the steps of the warm-up took beyond steady ones, whose batches were there already."""
         return max(0.0, self.warmup_s - self.warmup_steps * self.step_s * (1 - self.wait_share))
 
+    @property
+    def settling_s(self) -> float:
+        """What the blocks before the steady state took beyond as many steady steps."""
+        before = [block for block in self.blocks if TRANSIENT in block.marks and block not in self.steady]
+        return max(0.0, math.fsum(b.elapsed_s - b.steps * self.step_s for b in before))
+
     def run_s(self, samples: int | None, epochs: int | None = None) -> float | None:
         """Seconds to train `epochs` epochs of `samples` samples, starts included.
 
@@ -188,7 +195,8 @@ class Measurement:
         epoch_s = samples / self.samples_per_s
         if epochs is None:
             return self.restart_s + epoch_s
-        return self.warmup_excess_s + self.startup_s + (epochs - 1) * self.restart_s + epochs * epoch_s
+        once_s = self.warmup_excess_s + self.startup_s + self.settling_s
+        return once_s + (epochs - 1) * self.restart_s + epochs * epoch_s
 
     def effective_samples_per_s(self, samples: int | None, epochs: int | None = None) -> float:
         """Samples in a second over the run of `run_s`; the steady rate where the length is unknown."""

@@ -81,6 +81,30 @@ def test_a_warm_up_that_was_quicker_than_steady_steps_gives_nothing_back() -> No
     assert measured(warmup_s=0.1, warmup_steps=4).warmup_excess_s == 0
 
 
+def test_what_settles_slowly_is_paid_once() -> None:
+    """Blocks before the steady state are out of its rate, so the run begins with what they took too much."""
+    blocks = (
+        Block(steps=4, samples=32, elapsed_s=0.7, wait_s=0.0, marks=("transient",)),
+        *(Block(steps=4, samples=32, elapsed_s=0.4, wait_s=0.0) for _ in range(3)),
+    )
+    found = measured(blocks=blocks, warmup_s=0.0)
+    assert found.settling_s == pytest.approx(0.7 - 4 * 0.1)
+    assert found.run_s(800, epochs=3) == pytest.approx(0.3 + 2 + 2 * 0.5 + 3 * 10)
+    assert found.run_s(800) == pytest.approx(0.5 + 10)
+
+
+def test_a_start_that_was_quicker_than_the_steady_state_gives_nothing_back() -> None:
+    """A clock that falls with heat would make long runs look short."""
+    fast = Block(steps=4, samples=32, elapsed_s=0.3, wait_s=0.0, marks=("transient",))
+    slow = Block(steps=4, samples=32, elapsed_s=0.4, wait_s=0.0)
+    assert measured(blocks=(fast, slow, slow)).settling_s == 0
+
+
+def test_blocks_that_are_all_there_is_are_no_cost_beside_themselves() -> None:
+    """Where nothing is steady the rate is theirs already."""
+    assert measured(blocks=blocks_of("transient", "transient")).settling_s == 0
+
+
 def test_without_a_number_of_epochs_one_of_many_counts() -> None:
     """One-time starts vanish in a long run, the restart of each epoch does not."""
     found = measured()
