@@ -34,13 +34,24 @@ def rows(model: nn.Module, **changes: Any) -> Workload:
     return Workload(model, data, **({"optimizer": w.sgd, "batch_size": 16} | changes))
 
 
+def smooth(model: nn.Module) -> nn.Module:
+    """The model without a kink: where a ReLU's input is nearly zero, its last bit turns a unit on or off.
+
+    In a layer as small as these, one unit turns the gradient by more than all other rounding does.
+    """
+    for index, layer in enumerate(model.body):
+        if isinstance(layer, nn.ReLU):
+            model.body[index] = nn.Tanh()
+    return model
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "workload",
     [
-        rows(w.Net()),
-        rows(w.Net(), optimizer=w.adam),
-        Workload(w.ConvNet(), w.Pictures(), optimizer=w.sgd, batch_size=16),
+        rows(smooth(w.Net())),
+        rows(smooth(w.Net()), optimizer=w.adam),
+        Workload(smooth(w.ConvNet()), w.Pictures(), optimizer=w.sgd, batch_size=16),
     ],
     ids=["sgd", "adam", "conv"],
 )
