@@ -86,7 +86,8 @@ def find_best(
         resume: go on with the study in `storage`.
         warm_start: try first what saved profiles say won on the like of this workload; measured again.
         seed: of every random choice.
-        name: what to call it in reports and file names; the model's class without.
+        name: what to call it in reports and file names; without, what the Workload says, else the model's
+            class or the target's file.
         listener: is told of every trial as it happens.
 
     Returns:
@@ -107,6 +108,7 @@ def find_best(
         "shuffle": shuffle,
         "collate_fn": collate_fn,
         "drop_last": drop_last,
+        "name": name,
     }
     workload, target = _workload(model, dataset, fields, in_process=runner == "in_process")
     called = name or (workload.name or _model_name(workload.model) if workload else _target_name(target))
@@ -175,7 +177,8 @@ def _model_name(model: Any) -> str:
 
 
 def _target_name(target: str) -> str:
-    return Path(target.rpartition(":")[0]).stem.rpartition(".")[2]
+    """Of a file its name, of a dotted module the last part."""
+    return Path(target.rpartition(":")[0]).name.removesuffix(".py").rpartition(".")[2]
 
 
 def make_runner(workload: Workload | None, name: str, target: str, fields: dict[str, Any]) -> Runner:
@@ -223,17 +226,20 @@ def tune_with(
     """Tune with a Runner that exists; `find_best` and the command line both end here."""
     from autotune.search.engine import TuneOptions, tune
 
-    if epochs is not None and epochs < 1:
-        raise UsageError(
-            "`epochs` must be at least 1", why=f"it is {epochs}", fix="leave it out for a long run"
-        )
+    _check_count("epochs", epochs, fix="leave it out for a long run")
+    _check_count("max_batch_size", max_batch_size, fix="leave it out to let the measurements decide")
     if allow not in ("exact", "numerics", "recipe"):
         raise UsageError(
             f"`allow` cannot be {allow!r}",
             fix='use "exact", "numerics" or "recipe"',
             why="it names a class of knob",
         )
-    _check_batches(objective, max_batch_size)
+    if objective not in ("goodput", "throughput", "time"):
+        raise UsageError(
+            f"`objective` cannot be {objective!r}",
+            fix='use "goodput", "throughput" or "time"',
+            why="it says what is best across batch sizes",
+        )
     place = storage if storage is not None else _journal(name, resume=resume)
     options = TuneOptions(
         budget_s=parse_duration_s(budget),
@@ -255,19 +261,9 @@ def tune_with(
     return Result(profile, outcome, workload)
 
 
-def _check_batches(objective: str, max_batch_size: int | None) -> None:
-    if objective not in ("goodput", "throughput", "time"):
-        raise UsageError(
-            f"`objective` cannot be {objective!r}",
-            fix='use "goodput", "throughput" or "time"',
-            why="it says what is best across batch sizes",
-        )
-    if max_batch_size is not None and max_batch_size < 1:
-        raise UsageError(
-            "`max_batch_size` must be at least 1",
-            why=f"it is {max_batch_size}",
-            fix="leave it out to let the measurements decide",
-        )
+def _check_count(name: str, value: Any, *, fix: str) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UsageError(f"`{name}` must be a whole number of at least 1", why=f"it is {value!r}", fix=fix)
 
 
 def _won_before(description: Description) -> tuple[Settings, ...]:

@@ -23,6 +23,8 @@ class Description:
     workload: WorkloadFacts
     yours: Settings
     """What the user runs today."""
+    name: str = ""
+    """What the workload calls itself; empty where it does not say."""
     notes: tuple[str, ...] = ()
     """Things seen on the way that the user should know."""
 

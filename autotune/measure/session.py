@@ -109,7 +109,9 @@ class Session:
             facts = replace(seen.workload, setup_s=self._setup_s + time.perf_counter() - started)
             # Switches that do nothing here, such as pinned memory on a CPU, are no part of what is compared.
             yours = canonical(seen.yours, machine, facts, keep_persistent=True)
-            self._description = Description(machine=machine, workload=facts, yours=yours, notes=seen.notes)
+            self._description = Description(
+                machine=machine, workload=facts, yours=yours, name=self.workload.name, notes=seen.notes
+            )
         return self._description
 
     def _survey(self) -> survey.Survey:

@@ -85,7 +85,7 @@ class TuneOptions:
     resume: bool = False
     """Continue the newest study of that name."""
     name: str = ""
-    """What to call the workload in reports."""
+    """What to call the workload in reports, where it does not say so itself."""
     max_candidates: int = 2
     """Settings that may meet *yours* in the finals."""
     first: Callable[[Description], Sequence[Settings]] = lambda description: ()
@@ -292,7 +292,7 @@ class _Session:
         return Outcome(
             machine=self.space.machine,
             workload=self.space.workload,
-            name=self.options.name,
+            name=self.description.name or self.options.name,
             yours=self.space.yours,
             verdict=verdict,
             worth=worths(know, verdict),

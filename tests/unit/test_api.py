@@ -1,0 +1,78 @@
+"""`find_best` before anything runs: what it is called, and which options it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import workloads as w
+
+import autotune.api
+from autotune.api import find_best
+from autotune.errors import UsageError
+from autotune.measure import payload, process_runner
+from autotune.measure.inprocess import InProcessRunner
+from autotune.search.engine import TuneOptions, tune
+from autotune.search.listener import SilentListener
+from autotune.testing import FakeRunner, fake_description
+from autotune.workload import Workload
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("train.py:make", "train"),
+        ("folder/train.py:make", "train"),
+        ("train:make", "train"),
+        ("package.module:make", "module"),
+        ("package.inner.module:make", "module"),
+    ],
+)
+def test_a_target_is_called_after_its_file_or_module(
+    monkeypatch: pytest.MonkeyPatch, target: str, name: str
+) -> None:
+    """The last part of a dotted module, so that two modules of a package keep two profiles."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(autotune.api, "tune_with", lambda *_, **options: asked.update(options))
+    find_best(target, runner=FakeRunner(lambda settings, mode: 100.0))
+    assert asked["name"] == name
+
+
+@pytest.mark.parametrize("option", ["epochs", "max_batch_size"])
+@pytest.mark.parametrize("value", [0, -1, "3", 2.5, True])
+def test_a_count_is_a_whole_number_of_at_least_one(option: str, value: Any) -> None:
+    """Anything else is told as an error of use, before a trial runs."""
+    runner = FakeRunner(lambda settings, mode: 100.0)
+    with pytest.raises(UsageError) as caught:
+        find_best(object(), [1, 2], runner=runner, **{option: value})
+    assert f"`{option}` must be a whole number" in caught.value.what
+    assert repr(value) in caught.value.why
+    assert runner.specs == []
+
+
+def test_the_name_that_a_workload_has_itself_is_the_reports() -> None:
+    """Of a target only the bench process knows it; the one given here is for workloads without."""
+    for own, shown in (("mine", "mine"), ("", "train")):
+        runner = FakeRunner(lambda settings, mode: 100.0, description=fake_description(name=own))
+        outcome = tune(runner, TuneOptions(budget_s=60, name="train"), SilentListener(), clock=runner.clock)
+        assert outcome.name == shown
+
+
+def test_a_name_that_is_given_travels_to_the_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It replaces the workload's own there; without one nothing is replaced."""
+    (tmp_path / "named_train.py").write_text("")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(payload, "target_payload", lambda target, **fields: asked.append(fields))
+    monkeypatch.setattr(process_runner, "ProcessRunner", lambda _: FakeRunner(lambda settings, mode: 1.0))
+    monkeypatch.setattr(autotune.api, "tune_with", lambda *_, **options: None)
+    find_best(f"{tmp_path}/named_train.py:make", name="given")
+    find_best(f"{tmp_path}/named_train.py:make")
+    assert asked == [{"name": "given"}, {}]
+
+
+def test_a_bench_process_tells_the_workloads_name() -> None:
+    """As the workload has it."""
+    runner = InProcessRunner(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16, name="mine"))
+    assert runner.describe().name == "mine"
+    runner.close()
