@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.cli import running
+from autotune.cli.errors import EXPECTED
 from autotune.cli.options import BUDGET, fixed_knobs, talk_options
 from autotune.cli.streams import say, write_answer
 from autotune.errors import EnvironmentFault, UsageError
@@ -134,6 +135,8 @@ def tune(talk: running.Talk, **options: Any) -> int:
         say("")
         running.report(outcome, sys.stderr, color=talk.color, saved=saved)
     _answer(finished.result, args, saved)
+    if args.output is not None and not saved:
+        return EXPECTED
     return running.exit_code(finished, strict=args.strict)
 
 
@@ -146,11 +149,18 @@ def _check_output(path: Path | None) -> None:
 
 
 def _save(result: Result, output: Path | None) -> str:
-    """Save the profile; where, or empty where that failed: the answer on stdout must not be lost to it."""
-    if output is not None:
-        return str(result.save(output))
+    """Save the profile; where, or empty where it was not: the answer on stdout must not be lost to that.
+
+    A run that was cut short does not replace the saved profile of a whole one.
+    """
+    from autotune.profile import store
+
+    usual = store.default_profile_path(result.profile.name)
+    if output is None and not result.complete and usual.is_file():
+        say(f"the profile was not saved: the run is not complete, and {usual} holds an earlier one")
+        return ""
     try:
-        return str(result.save())
+        return str(result.save(output))
     except EnvironmentFault as error:
         say(f"warning: the profile was not saved: {error.what} ({error.why})")
         return ""
@@ -159,7 +169,7 @@ def _save(result: Result, output: Path | None) -> str:
 def _answer(result: Result, args: TuneArgs, saved: str) -> None:
     if args.as_json:
         write_answer(running.as_json(result.outcome, saved=saved))
-    elif args.output is None:
+    elif args.output is None or not saved:
         from autotune.profile.yaml_io import dumps
 
         write_answer(dumps(result.profile))

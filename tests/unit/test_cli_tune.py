@@ -167,6 +167,31 @@ def test_a_home_that_cannot_be_written_does_not_cost_the_answer(
     assert "warning: the profile was not saved" in ran.stderr
 
 
+def test_an_output_that_is_lost_on_the_way_does_not_cost_the_answer(tuner: Tuner, tmp_path: Path) -> None:
+    """What was found in minutes goes to stdout then, and the exit code says that the file is not there."""
+    (tmp_path / "out").mkdir()
+
+    def replace_folder() -> None:
+        (tmp_path / "out").rmdir()
+        (tmp_path / "out").write_text("a file")
+
+    tuner.during = replace_folder
+    ran = tune("--output", "out/mine.yaml")
+    assert ran.exit_code == 1
+    assert loads(ran.stdout).settings == samples.WINNER
+    assert "warning: the profile was not saved" in ran.stderr
+
+
+def test_a_run_that_was_cut_short_replaces_no_saved_profile(tuner: Tuner) -> None:
+    """Ctrl-C in a second run must not cost what the first one confirmed."""
+    tune()
+    tuner.outcome = samples.interrupted()
+    ran = tune()
+    assert loads(ran.stdout).measured.verdict == "incomplete"
+    assert "the run is not complete" in ran.stderr
+    assert "1.92x yours" in CliRunner().invoke(cli, ["show"]).stdout
+
+
 def test_quiet_says_nothing_but_the_answer(tuner: Tuner) -> None:
     """No progress, no report."""
     ran = tune("--quiet")
