@@ -156,8 +156,15 @@ class Kit(StepKit):
         """Go on from what `state_dict` gave, with a kit that was made like the one saved.
 
         Raises:
-            UsageError: for the state of a kit with other models, optimizers or schedules.
+            UsageError: for what is no kit's state, or that of one with other models, optimizers or schedules.
         """
+        missing = [what for what in self.state_dict() if what not in state]
+        if missing:
+            raise UsageError(
+                "the saved state is not a kit's",
+                why=f"it has no {', '.join(f'`{what}`' for what in missing)}",
+                fix="load what `kit.state_dict()` gave; a model's own state goes to model.load_state_dict()",
+            )
         for what, mine in (
             ("models", self.models),
             ("optimizers", self.optimizers),

@@ -254,6 +254,16 @@ def test_another_kits_state_is_refused() -> None:
         assert raised.value.fix
 
 
+def test_what_is_no_kits_state_is_refused() -> None:
+    """A model's own state, or an empty one, is told from a kit's."""
+    kit = kit_of(4)
+    for state in (kit.model.state_dict(), {}):
+        with pytest.raises(AutotuneError) as raised:
+            kit.load_state_dict(state)
+        assert "not a kit's" in raised.value.what
+        assert "`models`" in raised.value.why
+
+
 def test_an_optimizers_own_checkpoint_knows_how_far_the_warmup_is() -> None:
     """Loaded before the kit is made, and without its state, the warmup goes on and ends at the same rate."""
     kit = kit_of(4, warmup_samples=80, warmup_start=0.25)
