@@ -96,7 +96,7 @@ class Workload:
             return value
         if isinstance(value, tuple) and len(value) == 2:
             return cls(*value)
-        returned = type(value).__name__
+        returned = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
         if isinstance(value, Mapping):
             unknown = [str(key) for key in value if key not in cls.__dataclass_fields__]
             if not unknown and "model" in value:

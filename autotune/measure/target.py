@@ -65,7 +65,7 @@ def load_target(target: Target) -> Workload:
     """
     module = _imported(target)
     factory = _looked_up(module, target)
-    value = _called(factory, target) if callable(factory) else factory
+    value = _called(factory, target) if callable(factory) and not _is_model(factory) else factory
     try:
         return Workload.of(value)
     except AutotuneError as error:
@@ -156,6 +156,12 @@ def _imported_file(name: str, path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _is_model(value: Any) -> bool:
+    """Whether it is a model itself: it can be called like a function, and makes none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _broken(target: Target, error: Exception, fix: str) -> TargetError:

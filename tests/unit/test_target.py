@@ -39,6 +39,9 @@ def number():
     return 3
 
 ready = make()
+
+from torch.nn import Identity
+instance = Identity()
 """
 
 
@@ -178,6 +181,14 @@ def test_something_that_is_no_workload_is_named(script: Path) -> None:
     """The target stands in the message, since the factory is what has to change."""
     with pytest.raises(TargetError, match=r"train_photos\.py:number: the factory returned no workload"):
         load_target(parse_target("train_photos.py:number"))
+
+
+def test_a_model_is_not_called_as_a_function(script: Path) -> None:
+    """A module in the file is no factory: its own complaint of missing inputs would lead nowhere."""
+    with pytest.raises(TargetError) as raised:
+        load_target(parse_target("train_photos.py:instance"))
+    assert "returned no workload" in raised.value.what
+    assert "Identity" in raised.value.why
 
 
 def test_a_file_with_the_name_of_another_module_is_refused(folder: Path) -> None:
