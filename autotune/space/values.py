@@ -147,6 +147,8 @@ def _batch_size(ground: Ground) -> Choice:
     samples = workload.dataset_samples
     limit = max(now, samples // MIN_STEPS_PER_EPOCH) if samples else now * _BATCH_FACTORS[-1]
     sizes = [now * k for k in _BATCH_FACTORS if now * k <= limit]
+    if len(sizes) < 2:
+        return Choice(kept=f"a larger one would leave fewer than {MIN_STEPS_PER_EPOCH} steps in an epoch")
     lightest = _lightest(ground, min(_searched_workers(ground)))
     legal = [size for size in sizes if ground.allows(**{**lightest, "batch_size": size})]
     return Choice(values=ordered([now, *legal]))

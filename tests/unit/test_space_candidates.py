@@ -109,7 +109,9 @@ def test_recipe_searches_the_batch_size():
     few = plain_workload(dataset_samples=4000)
     assert on_cpu(workload=few, allow="recipe").values("batch_size") == (32, 64)
     tiny = plain_workload(dataset_samples=100)
-    assert why(on_cpu(workload=tiny, allow="recipe"), "batch_size") == "no other value is possible here"
+    assert why(on_cpu(workload=tiny, allow="recipe"), "batch_size").startswith(
+        "a larger one would leave fewer than 50"
+    )
     assert "learned" in why(on_cpu(), "batch_size")
 
 
