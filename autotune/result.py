@@ -41,7 +41,9 @@ class Tuned:
         Args:
             dataset: a dataset, or a DataLoader whose collate_fn, sampler and the like are kept. Without
                 it, right after tuning: the dataset that was tuned on. Right after tuning with a DataLoader,
-                another dataset is loaded as that one was; a sampler of your own stays behind.
+                another dataset is loaded as that one was; a sampler of your own stays behind. A file holds
+                the settings alone: from `autotune.load`, and after tuning by name, a plain dataset is
+                shuffled, and collated as torch does, unless `overrides` say otherwise.
             overrides: go to the DataLoader's constructor last.
 
         Raises:

@@ -120,7 +120,7 @@ def main() -> None:
         for done, batch in enumerate(islice(batches, args.steps), 1):
             loss = kit.step(batch)
             if done == 1 or done % 50 == 0 or done == args.steps:
-                per_s = done * args.batch_size / (time.perf_counter() - started)
+                per_s = kit.samples_seen / (time.perf_counter() - started)
                 print(f"step {done:>4}  loss {loss.item():.3f}  {per_s:,.0f} samples/s", flush=True)
     written = write(model.eval(), windows.tokens[:1], 300)
     print("".join(letters[i] for i in written.tolist()))
