@@ -138,6 +138,8 @@ class Recipe:
     ema_rule: str = ""
     accumulation_steps: int = 1
     """Batches whose gradients are averaged for one step of the optimizer."""
+    reference_accumulation_steps: int = 1
+    """The same in the user's own loop."""
     decay: Decay | None = None
     """None where the learning rate comes down as the user has it, or not at all."""
     large_batch: LargeBatch | None = None
@@ -150,9 +152,14 @@ class Recipe:
         return self.batch_size * self.accumulation_steps
 
     @property
+    def reference_step_samples(self) -> int:
+        """Samples in one step of the user's own."""
+        return self.reference_batch_size * self.reference_accumulation_steps
+
+    @property
     def growth(self) -> float:
         """How many times as many samples a step has as the user's own."""
-        return self.step_samples / self.reference_batch_size
+        return self.step_samples / self.reference_step_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +187,47 @@ class NoiseScale:
         if self.value is None or self.high is None:
             return f"at least {self.lower_bound:.0f} samples, {self.at}"
         return f"{self.value:.0f} samples ({self.low:.0f} to {self.high:.0f}), {self.at}"
+
+
+PilotKind = Literal["same", "worse", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pilot:
+    """What training a while in a changed batch and in the user's own showed.
+
+    same: it comes as far as its samples are counted for. worse: it does not. unknown: nothing that could be
+    compared, or chance alone moves the loss by as much.
+    """
+
+    kind: PilotKind
+    batch_size: int
+    reference: int
+    """The user's own."""
+    reason: str
+    """In words, without the batch size."""
+    steps: int = 0
+    """Of the changed batch; the user's own trained on as many samples."""
+    warm_steps: int = 0
+    """Steps of the user's own before both began."""
+    samples: int = 0
+    held_samples: int = 0
+    """Samples that the losses are of and nobody trained on; 0 where they are training losses."""
+    priced: float = 1.0
+    """What a sample is counted for in the changed batch."""
+    loss: float | None = None
+    expected: float | None = None
+    """Of the user's own batch after `priced` times as many samples."""
+    reference_loss: float | None = None
+    """Of the user's own batch after as many samples."""
+    change: float | None = None
+    """Of `loss` over `expected`, relative, signed."""
+    limit: float | None = None
+    wall_s: float = 0.0
+
+    def in_words(self) -> str:
+        """Such as `batches of 128: learns what its samples are counted for: ...`."""
+        return f"batches of {self.batch_size}: {self.reason}"
 
 
 Objective = Literal["goodput", "throughput", "time"]
@@ -262,6 +310,8 @@ class Outcome:
     """The batch sizes that ran, and what each is worth; None where only one did."""
     noise: NoiseScale | None = None
     """Of the user's own gradients; None where they were not looked at, or showed none."""
+    pilots: tuple[Pilot, ...] = ()
+    """Larger batches that were trained a while beside the user's own, in that order."""
     stop_reason: str = ""
     notes: tuple[str, ...] = ()
     epochs: int | None = None
