@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import typing
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import autotune
 from autotune.errors import UsageError
 from autotune.measure.seam import Description, Runner
-from autotune.outcome import Objective
+from autotune.outcome import DecayShape, Objective
 from autotune.profile import store
 from autotune.profile.earlier import earlier_settings
 from autotune.profile.schema import profile_of
@@ -41,10 +42,12 @@ def find_best(
     shuffle: bool = True,
     collate_fn: Any = None,
     drop_last: bool = False,
+    keep_effective: bool | int = False,
     allow: Allow = "numerics",
     budget: str | float = "5m",
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
+    decay: DecayShape | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
     runner: RunnerName | Runner = "process",
@@ -65,7 +68,7 @@ def find_best(
             the name of a function that returns one: "train.py:make" or "package.module:make". By name,
             nothing but the bench process imports it, and nothing has to be pickled.
         dataset, loss, step, train_step, optimizer, batch_size, samples_per_step, device, shuffle,
-        collate_fn, drop_last: as for `autotune.Workload`.
+        collate_fn, drop_last, keep_effective: as for `autotune.Workload`.
         allow: the highest class of knob that may change. `exact`: the same numbers come out (workers,
             prefetch, pinning). `numerics`: rounding may change too (precision, cudnn.benchmark,
             channels_last, fused, threads). `recipe`: learning may change too (batch size, with its
@@ -76,6 +79,9 @@ def find_best(
             in a second, with nearly as much from each sample. `time`: the same, if you add the epochs that
             make up for what each teaches less. `throughput`: samples a second, whatever they teach.
         max_batch_size: the largest batch that may be tried.
+        decay: let the learning rate come down so over the whole run, whatever batch size is chosen:
+            `cosine`, `polynomial` (a straight line to 0) or `wsd` (over the last fifth). The kit drives it by
+            samples. Needs `epochs`. Without it a scheduler of yours goes to `kit(scheduler=...)`.
         epochs: how long you will train. Start-up costs are spread over that; without it the settings are
             judged for a long run.
         fixed: knobs that must have a value, such as {"num_workers": 4}.
@@ -108,6 +114,7 @@ def find_best(
         "shuffle": shuffle,
         "collate_fn": collate_fn,
         "drop_last": drop_last,
+        "keep_effective": keep_effective,
         "name": name,
     }
     workload, target = _workload(model, dataset, fields, in_process=runner == "in_process")
@@ -122,6 +129,7 @@ def find_best(
             budget=budget,
             objective=objective,
             max_batch_size=max_batch_size,
+            decay=decay,
             epochs=epochs,
             fixed=fixed,
             storage=storage,
@@ -214,6 +222,7 @@ def tune_with(
     budget: str | float = "5m",
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
+    decay: DecayShape | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
     storage: str | None = None,
@@ -240,12 +249,14 @@ def tune_with(
             fix='use "goodput", "throughput" or "time"',
             why="it says what is best across batch sizes",
         )
+    _check_decay(decay, epochs)
     place = storage if storage is not None else _journal(name, resume=resume)
     options = TuneOptions(
         budget_s=parse_duration_s(budget),
         allow=allow,
         objective=objective,
         max_batch_size=max_batch_size,
+        decay=decay,
         epochs=epochs,
         fixed=dict(fixed or {}),
         seed=seed,
@@ -264,6 +275,22 @@ def tune_with(
 def _check_count(name: str, value: Any, *, fix: str) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise UsageError(f"`{name}` must be a whole number of at least 1", why=f"it is {value!r}", fix=fix)
+
+
+def _check_decay(decay: str | None, epochs: int | None) -> None:
+    shapes = typing.get_args(DecayShape)
+    if decay is not None and decay not in shapes:
+        raise UsageError(
+            f"`decay` cannot be {decay!r}",
+            why="it says how the learning rate comes down",
+            fix=f"use one of {', '.join(shapes)}, or leave it out to keep your own",
+        )
+    if decay is not None and epochs is None:
+        raise UsageError(
+            f"a {decay} decay needs the length of the run",
+            why="neither its shape nor its end is known without",
+            fix="give epochs= as well",
+        )
 
 
 def _won_before(description: Description) -> tuple[Settings, ...]:

@@ -79,6 +79,9 @@ class WorkloadFacts:
     """Samples in the user's own step."""
     batch_bytes: int
     """Bytes of one batch of tensors."""
+    step_samples: int | None = None
+    """Samples in each step of the optimizer, for which gradients of several batches may be gathered; None
+    where a step has one batch."""
     dataset_class: str | None = None
     """None for a loop without a DataLoader."""
     dataset_samples: int | None = None

@@ -71,6 +71,7 @@ class Kit(StepKit):
                 settings=settings,
                 device=device,
                 train_step=train_step,
+                gather=recipe.accumulation_steps if recipe is not None else 1,
             )
             self.schedulers: dict[str, SampleScheduler] = apply_recipe(
                 recipe,
@@ -86,8 +87,6 @@ class Kit(StepKit):
         self.recipe = recipe
         self.samples_seen = 0
         """Samples in the batches given to `step`, those of steps that the scaler skipped too."""
-        self._gather = recipe.accumulation_steps if recipe is not None else 1
-        self._gathered = 0
 
     @property
     def scheduler(self) -> SampleScheduler | None:
@@ -108,32 +107,7 @@ class Kit(StepKit):
             self._loss_of = losses.plan_loss(
                 self.model, self.to_device(batch), loss=self._loss, step=self._user_step
             ).loss_of
-        if self._gather == 1 or self._loss_of is None:
-            return super().step(batch)
-        moved = self.to_device(batch)
-        self.zero_grad()
-        with self.autocast():
-            loss = self._loss_of(self.model, moved)
-        self.backward(loss)
-        self.optimizer_step()
-        return loss.detach()
-
-    def zero_grad(self) -> None:
-        """Drop all gradients, where none are being gathered."""
-        if self._gathered == 0:
-            super().zero_grad()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Backward pass, through the scaler where there is one; gathered gradients are averaged."""
-        super().backward(loss / self._gather if self._gather > 1 else loss)
-
-    def optimizer_step(
-        self, optimizer: Optimizer | str | None = None, *, clip_grad_norm: float | None = None
-    ) -> None:
-        """As in `StepKit`; where gradients are gathered, a step is taken with the last batch alone."""
-        self._gathered = (self._gathered + 1) % self._gather
-        if self._gathered == 0:
-            super().optimizer_step(optimizer, clip_grad_norm=clip_grad_norm)
+        return super().step(batch)
 
     def ema_decay(self, decay: float) -> float:
         """The decay, for this batch size, of an average of the weights that is taken at every step."""

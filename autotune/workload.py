@@ -34,6 +34,10 @@ class Workload:
         collate_fn: as for `DataLoader`. Not used with a DataLoader.
         drop_last: as for `DataLoader`. Not used with a DataLoader.
         name: what to call it in reports and file names.
+        keep_effective: True to let each step of the optimizer have the samples of your batch, whatever batch
+            size is chosen: gradients of several smaller batches are averaged for it. A number where your own
+            loop gathers gradients already: so many samples are in a step, of which `batch_size` is a part.
+            Not with `train_step`, which says itself when the optimizer steps.
     """
 
     model: Any
@@ -49,6 +53,7 @@ class Workload:
     collate_fn: Callable[[Any], Any] | None = None
     drop_last: bool = False
     name: str = ""
+    keep_effective: bool | int = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("loss", "step", "train_step") if getattr(self, name) is not None]
@@ -73,6 +78,7 @@ class Workload:
                     why=f"it is {value!r}",
                     fix="give the number of samples, or leave it out",
                 )
+        self._check_effective()
         if self.dataset is None and (self.step is None and self.train_step is None):
             raise UsageError(
                 "there is no dataset to train on",
@@ -83,6 +89,23 @@ class Workload:
                 "`samples_per_step` is missing",
                 why="without a dataset nothing else says how many samples a step trains on",
                 fix="pass samples_per_step=, such as the batch size of your loop",
+            )
+
+    def _check_effective(self) -> None:
+        if self.keep_effective is False:
+            return
+        if not isinstance(self.keep_effective, int) or self.keep_effective < 1:
+            raise UsageError(
+                "`keep_effective` must be True, or the samples in a step of your optimizer",
+                why=f"it is {self.keep_effective!r}",
+                fix="pass True to keep your batch size, or a multiple of it if your loop gathers gradients",
+            )
+        if self.train_step is not None or self.dataset is None:
+            lacks = "`train_step`" if self.train_step is not None else "a loop without a dataset"
+            raise UsageError(
+                f"`keep_effective` cannot go with {lacks}",
+                why="which batches go into a step of the optimizer is said there already",
+                fix="leave it out, or pass a dataset with `loss` or `step`: the step is then made here",
             )
 
     @classmethod

@@ -68,7 +68,8 @@ def check(
         noticing_interrupts(),
         story(version=__version__, quiet=talk.quiet, verbose=talk.verbose, color=talk.color) as listener,
     ):
-        runner = make_runner(None, "process", target, {"device": device, "batch_size": batch_size})
+        fields = {"device": device, "batch_size": batch_size, "keep_effective": kept_step(saved)}
+        runner = make_runner(None, "process", target, fields)
         try:
             checked = checked_with(runner, saved, listener, budget_s=budget)
         finally:
@@ -76,6 +77,14 @@ def check(
     elapsed_s = time.monotonic() - started_s
     write_answer(_as_json(checked, saved, elapsed_s) if as_json else _as_text(checked))
     return exit_code(checked)
+
+
+def kept_step(profile: Profile) -> int | bool:
+    """Samples in a step of the optimizer, where gradients of several batches make it up; False elsewhere."""
+    recipe = profile.recipe
+    if recipe is None or max(recipe.accumulation_steps, recipe.reference_accumulation_steps) == 1:
+        return False
+    return recipe.step_samples
 
 
 def checked_with(

@@ -44,6 +44,29 @@ class Duration(click.ParamType):
 BUDGET = Duration()
 
 
+class Effective(click.ParamType):
+    """`yours`, or the samples in a step of the optimizer."""
+
+    name = "yours|samples"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | int:
+        """True for `yours`, else a whole number of at least 1; a usage error for anything else."""
+        if isinstance(value, bool):
+            return value
+        if value == "yours":
+            return True
+        try:
+            samples = int(value)
+        except ValueError:
+            samples = 0
+        if samples < 1:
+            self.fail(f"'{value}' is neither 'yours' nor a number of samples", param, ctx)
+        return samples
+
+
+EFFECTIVE = Effective()
+
+
 def fixed_knobs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, KnobValue]:
     """Each `KNOB=VALUE` checked against the type of that setting."""
     fixed: dict[str, KnobValue] = {}

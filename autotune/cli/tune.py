@@ -11,13 +11,14 @@ import click
 
 from autotune.cli import running
 from autotune.cli.errors import EXPECTED
-from autotune.cli.options import BUDGET, fixed_knobs, talk_options
+from autotune.cli.options import BUDGET, EFFECTIVE, fixed_knobs, talk_options
 from autotune.cli.streams import say, write_answer
 from autotune.errors import EnvironmentFault, UsageError
 from autotune.measure.target import parse_target
 from autotune.settings import KnobValue
 
 if TYPE_CHECKING:
+    from autotune.outcome import DecayShape
     from autotune.result import Result
 
 
@@ -30,6 +31,8 @@ class TuneArgs:
     allow: str
     objective: str
     max_batch_size: int | None
+    keep_effective: bool | int
+    decay: DecayShape | None
     epochs: int | None
     fixed: dict[str, KnobValue]
     device: str | None
@@ -66,6 +69,19 @@ class TuneArgs:
     " nearly as much from each sample, time the same at the price of more epochs, throughput samples/s.",
 )
 @click.option("--max-batch-size", type=click.IntRange(1), help="The largest batch that may be tried.")
+@click.option(
+    "--keep-effective",
+    type=EFFECTIVE,
+    default=False,
+    metavar="yours|SAMPLES",
+    help="Let each step of the optimizer keep the samples of your batch, or so many where your own loop"
+    " gathers gradients already: in other batch sizes as many batches make up a step.",
+)
+@click.option(
+    "--decay",
+    type=click.Choice(["cosine", "polynomial", "wsd"]),
+    help="Let the learning rate come down so over the whole run; needs --epochs.",
+)
 @click.option(
     "--epochs", type=click.IntRange(1), help="How long you will train: start-up costs are spread over it."
 )
@@ -120,6 +136,8 @@ def tune(talk: running.Talk, **options: Any) -> int:
         allow=args.allow,
         objective=args.objective,
         max_batch_size=args.max_batch_size,
+        keep_effective=args.keep_effective,
+        decay=args.decay,
         budget=args.budget,
         epochs=args.epochs,
         fixed=args.fixed,

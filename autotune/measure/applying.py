@@ -70,7 +70,7 @@ def apply_recipe(
         )
     clock = _Clock(step_samples=batch_size or 1, reference=batch_size or 1)
     if recipe is not None:
-        clock = _Clock(step_samples=recipe.step_samples, reference=recipe.reference_batch_size)
+        clock = _Clock(step_samples=recipe.step_samples, reference=recipe.reference_step_samples)
         _scale_batch_norms(recipe, models.values())
     given = _made(scheduler, built)
     found, number = {}, 0

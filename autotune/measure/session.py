@@ -23,6 +23,7 @@ from autotune.measure import (
     batches,
     edge,
     flags,
+    gathering,
     gradients,
     guard,
     limits,
@@ -161,8 +162,8 @@ class Session:
         """The model, or the first of several."""
         return next(iter(self.models.values()))
 
-    def make_kit(self, settings: Settings) -> StepKit:
-        """The user's step under `settings`, on the initial weights."""
+    def make_kit(self, settings: Settings, *, gather: int = 1) -> StepKit:
+        """The user's step under `settings`, on the initial weights; `gather` batches make up one."""
         self.restore()
         plan = self.loss_plan()
         return StepKit(
@@ -172,6 +173,7 @@ class Session:
             device=self.device,
             loss_of=None if plan is None else plan.loss_of,
             train_step=self.workload.train_step,
+            gather=gather,
         )
 
     def build_optimizers(self) -> dict[str, Optimizer]:
@@ -282,17 +284,19 @@ class Session:
         self.clock.reset()
         if spec.mode == "loader":
             return self._measure_loader(spec, started)
-        kit = self.make_kit(spec.settings)
+        gather = gathering.batches_in_step(self.workload, self._own_batch_size(), spec.settings)
+        kit = self.make_kit(spec.settings, gather=gather)
         held, samples = self.held_batch(spec.settings.loader.batch_size)
         # On a CPU the clock rises within milliseconds, and nothing has to be waited for.
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
-        warm = timing.warm_up(kit.step, held, self.clock, deadline=deadline, least_s=least_s)
+        warm = gathering.warm_up_whole(kit, held, self.clock, gather, deadline=deadline, least_s=least_s)
         if spec.mode == "full" and self.parts is not None:
             feed = self.open_feed(self.parts, spec.settings.loader)
         else:
             resident = kit.to_device(held) if held is not None else None
             self._feed = feed = HeldFeed(resident, samples)
         workers = spec.settings.loader.num_workers if spec.mode == "full" else 0
+        workers = gathering.whole_steps(workers, gather)
         timer = timing.BlockTimer(kit.step, feed, self.clock, workers, deadline)
         step_s = timer.discard(spec.window_s) if spec.mode == "full" else warm.step_s
         blocks, stopped = timing.measure_blocks(timer, spec, step_s)

@@ -31,6 +31,8 @@ class StepKit:
         device: where they live already.
         loss_of: `(model, batch) -> loss`; not needed with `train_step` or a loop of your own.
         train_step: `(kit, batch) -> loss`: does the whole step itself.
+        gather: batches whose gradients are averaged for one step of the optimizer: `zero_grad`, `backward`
+            and `optimizer_step` know which batch it is, and only the last steps the optimizer.
 
     Raises:
         UsageError: for optimizers that hold no parameter of the models, and for settings that they refuse.
@@ -45,6 +47,7 @@ class StepKit:
         device: torch.device,
         loss_of: LossOf | None = None,
         train_step: Callable[[Any, Any], Any] | None = None,
+        gather: int = 1,
     ) -> None:
         self.models = dict(models)
         self.optimizers = dict(optimizers_)
@@ -54,6 +57,8 @@ class StepKit:
         self.autocast_entered = False
         self._loss_of = loss_of
         self._train_step = train_step
+        self._gather = gather
+        self._gathered = 0
         _check_held(self.models.values(), self.optimizers.values())
         for model in self.models.values():
             set_memory_format(model, channels_last=settings.compute.channels_last)
@@ -90,12 +95,14 @@ class StepKit:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
+        """Drop all gradients, where none are being gathered."""
+        if self._gathered == 0:
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Backward pass, through the scaler where there is one."""
+        """Backward pass, through the scaler where there is one; gathered gradients are averaged."""
+        loss = loss / self._gather if self._gather > 1 else loss
         (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
 
     def optimizer_step(
@@ -103,12 +110,15 @@ class StepKit:
     ) -> None:
         """One step of an optimizer (by itself or by name; the only one without), with optional clipping.
 
-        With a scaler, a step whose gradients overflowed is skipped, as always with float16.
+        With a scaler, a step whose gradients overflowed is skipped, as always with float16. Where gradients
+        are gathered, a step is taken with the last batch alone.
 
         Raises:
             UsageError: for a name that is not there, and where several are and none is named.
         """
         chosen = optimizer if isinstance(optimizer, Optimizer) else self._optimizer(optimizer)
+        if not self._ends_step():
+            return
         if clip_grad_norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(chosen)
@@ -117,6 +127,11 @@ class StepKit:
         self._step_one(chosen)
         if self.scaler is not None:
             self.scaler.update()
+
+    def _ends_step(self) -> bool:
+        """Whether this batch is the last of those whose gradients are gathered; it counts as one of them."""
+        self._gathered = (self._gathered + 1) % self._gather
+        return self._gathered == 0
 
     def _optimizer(self, name: str | None) -> Optimizer:
         if name is None and len(self.optimizers) == 1:
@@ -153,11 +168,15 @@ class StepKit:
             with self.autocast():
                 loss = self._loss_of(self.model, batch)
             self.backward(loss)
-            for optimizer in self.optimizers.values():
-                self._step_one(optimizer)
-            if self.scaler is not None:
-                self.scaler.update()  # once for all: they share the scale that this loss was multiplied with
+            if self._ends_step():
+                self._step_all()
         return loss.detach() if isinstance(loss, torch.Tensor) else loss
+
+    def _step_all(self) -> None:
+        for optimizer in self.optimizers.values():
+            self._step_one(optimizer)
+        if self.scaler is not None:
+            self.scaler.update()  # once for all: they share the scale that this loss was multiplied with
 
 
 def _check_held(models: Iterable[nn.Module], optimizers_: Iterable[Optimizer]) -> None:

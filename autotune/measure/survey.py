@@ -13,7 +13,7 @@ from torch import nn
 
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
-from autotune.measure import batches, flags, loaders, losses, optimizers
+from autotune.measure import batches, flags, gathering, loaders, losses, optimizers
 from autotune.measure import models as models_
 from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit
@@ -228,6 +228,9 @@ def _facts(
         loss=plan.description if plan is not None else "train_step",
         batch_samples=samples,
         batch_bytes=batches.batch_bytes(held),
+        step_samples=gathering.step_samples(
+            session.workload, None if parts is None else parts.settings.batch_size, len(built)
+        ),
         dataset_class=type(parts.dataset).__name__ if parts is not None else None,
         dataset_samples=parts.samples() if parts is not None else None,
         iterable=parts is not None and parts.iterable,

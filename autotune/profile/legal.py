@@ -23,6 +23,7 @@ _LEAST_IN_RECIPE: dict[Path, int] = {
     ("recipe", "reference_batch_size"): 1,
     ("recipe", "warmup_samples"): 0,
     ("recipe", "accumulation_steps"): 1,
+    ("recipe", "reference_accumulation_steps"): 1,
     ("recipe", "decay", "samples"): 1,
     ("recipe", "large_batch", "warmup_samples"): 0,
     ("recipe", "large_batch", "decay", "samples"): 1,

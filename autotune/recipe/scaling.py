@@ -35,6 +35,10 @@ LEAST_WARMUPS = 10
 """A run is at least this many times as long as its warmup, up to `LARGE_GROWTH`."""
 LEAST_BATCH_NORM = 16
 """Samples that batch statistics should come from (Goyal et al. use 32)."""
+_SCHEDULER = (
+    "a scheduler of yours that counts steps goes to kit(scheduler=...), which moves it by samples: left alone"
+    " it would come down at other samples than before"
+)
 _DECAY_RULES: dict[DecayShape, str] = {
     "cosine": "cosine to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983)",
     "polynomial": "straight line to 0",
@@ -51,6 +55,8 @@ class _Step:
     forward: int
     """In a forward pass."""
     reference: int
+    """In a step of the user's own."""
+    reference_forward: int
     factor: float
     """Of the learning rate."""
 
@@ -81,18 +87,29 @@ def scale_recipe(
         epochs: the length of the run to come.
         noise: the gradient noise scale at the user's batch; its lower bound counts.
         decay: let the learning rate come down so, over the whole run; needs `epochs`.
-        keep_effective: gather gradients of several batches for one step of the user's own size.
+        keep_effective: gather gradients of several batches for one step of the user's own size: the
+            workload's `step_samples`, and where it has none, one batch of the user's.
 
     Raises:
-        UsageError: for sizes under 1, a batch of which the user's is no multiple where that is to be kept,
+        UsageError: for sizes under 1, a batch that does not make up the user's step where that is to be kept,
             and a decay over a run of unknown length.
     """
-    accumulation = _accumulation(batch_size, reference_batch_size) if keep_effective else 1
     _check(batch_size, reference_batch_size)
-    samples = batch_size * accumulation
+    accumulation = reference_accumulation = 1
+    if keep_effective:
+        effective = workload.step_samples or reference_batch_size
+        accumulation = gathered(batch_size, effective)
+        reference_accumulation = gathered(reference_batch_size, effective)
+    samples, reference = batch_size * accumulation, reference_batch_size * reference_accumulation
     count_on = None if noise is None else noise.lower_bound
-    factor, lr_rule = rules.lr_factor(workload, samples, reference_batch_size, count_on)
-    step = _Step(samples=samples, forward=batch_size, reference=reference_batch_size, factor=factor)
+    factor, lr_rule = rules.lr_factor(workload, samples, reference, count_on)
+    step = _Step(
+        samples=samples,
+        forward=batch_size,
+        reference=reference,
+        reference_forward=reference_batch_size,
+        factor=factor,
+    )
     weight_decays, weight_decay_rule = rules.scaled_weight_decays(workload, step.k, factor)
     beta2s, beta2_rule = rules.scaled_beta2s(workload.optimizer_family, workload.beta2s, step.k)
     momenta, batch_norm_rule = rules.scaled_batch_norms(
@@ -120,9 +137,10 @@ def scale_recipe(
         ema_power=step.k,
         ema_rule=rules.EMA_RULE if step.k != 1 else "",
         accumulation_steps=accumulation,
+        reference_accumulation_steps=reference_accumulation,
         decay=None if decay is None else _decay(decay, _run_samples(workload, epochs)),
         large_batch=_offer(workload, step, epochs),
-        notes=_notes(workload, step, count_on),
+        notes=_notes(workload, step, count_on, decays=decay is not None),
     )
     return _with_refusals(recipe, workload, epochs)
 
@@ -154,15 +172,19 @@ def _check(batch_size: int, reference: int) -> None:
         raise UsageError("a batch holds at least one sample", why=f"asked for {min(batch_size, reference)}")
 
 
-def _accumulation(batch_size: int, reference: int) -> int:
-    _check(batch_size, reference)
-    if reference % batch_size:
+def gathered(batch_size: int, step_samples: int) -> int:
+    """Batches whose gradients make up a step of so many samples.
+
+    Raises:
+        UsageError: where whole batches do not make it up.
+    """
+    if step_samples % batch_size:
         raise UsageError(
-            f"batches of {batch_size} do not make up one of {reference}",
-            why="gradients are gathered over whole batches, and your own batch size is to be kept",
-            fix=f"choose a batch size that divides {reference}",
+            f"batches of {batch_size} do not make up a step of {step_samples} samples",
+            why="gradients are gathered over whole batches, and the samples in a step are to be kept",
+            fix=f"choose a batch size that divides {step_samples}",
         )
-    return reference // batch_size
+    return step_samples // batch_size
 
 
 def _run_samples(workload: WorkloadFacts, epochs: int | None) -> int | None:
@@ -216,13 +238,16 @@ def _offer(workload: WorkloadFacts, step: _Step, epochs: int | None) -> LargeBat
     return offer_large_batch(workload, step.samples, step.reference, run_samples=run_samples)
 
 
-def _notes(workload: WorkloadFacts, step: _Step, noise: float | None) -> tuple[str, ...]:
+def _notes(workload: WorkloadFacts, step: _Step, noise: float | None, *, decays: bool) -> tuple[str, ...]:
     notes = []
     if step.k != 1:
         if why := rules.unscaled(workload):
             notes.append(f"the learning rate is not scaled to the batch: {why}")
         notes.append(_clipping(step, noise))
-    if step.forward < LEAST_BATCH_NORM and step.forward < step.reference and workload.batch_norm_momenta:
+        if not decays:
+            notes.append(_SCHEDULER)
+    shrunk = step.forward < LEAST_BATCH_NORM and step.forward < step.reference_forward
+    if shrunk and workload.batch_norm_momenta:
         few = f"BatchNorm takes its statistics from {step.forward} samples"
         notes.append(f"{few}: SyncBatchNorm or GroupNorm is steadier")
     return tuple(notes)

@@ -38,8 +38,15 @@ def searched(ctx: PlanContext) -> bool:
     return "batch_size" in ctx.space.names and ctx.space.yours.loader.batch_size is not None
 
 
+def gathered(ctx: PlanContext) -> bool:
+    """Whether steps of the optimizer keep their samples: other batches then need no look and no rule."""
+    return ctx.space.workload.step_samples is not None
+
+
 def begun(know: Knowledge) -> bool:
     """Whether other batches have had their turn: then they are settings like any other."""
+    if gathered(know.ctx):
+        return True
     return know.ctx.look is not None or any(changed(know.ctx, settings) for settings in know.full)
 
 
@@ -50,6 +57,9 @@ def changed(ctx: PlanContext, settings: Settings) -> bool:
 
 def caps(ctx: PlanContext, batch_size: int) -> tuple[str, ...]:
     """Why this size is not tried, in words; empty where it may be."""
+    if gathered(ctx):
+        over = ctx.max_batch_size is not None and batch_size > ctx.max_batch_size
+        return (f"{batch_size} is over max_batch_size={ctx.max_batch_size}",) if over else ()
     refused = () if ctx.look is None or not ctx.look.refused else (ctx.look.refused,)
     noise = None if ctx.look is None else ctx.look.noise
     return refused + batch_caps(
@@ -71,7 +81,7 @@ def permitted(ctx: PlanContext, settings: Settings) -> bool:
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     """How to look at the gradients; None where they were seen, no larger batch is open, or time is short."""
     ctx = know.ctx
-    if ctx.look is not None or not _open_sizes(ctx):
+    if ctx.look is not None or gathered(ctx) or not _open_sizes(ctx):
         return None
     step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
     allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
@@ -125,10 +135,11 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
 def batch_choice(know: Knowledge, winner: Settings) -> BatchChoice | None:
     """The table of the batch sizes that ran, with the winner's marked; None where only one did.
 
+    Where steps keep their samples there is no such table: a sample teaches as much in each batch.
     What is recommended is what won the finals: rates of the search led to them, and count no further.
     """
     ctx = know.ctx
-    if not searched(ctx) or len(rates := _batch_rates(know)) < 2:
+    if not searched(ctx) or gathered(ctx) or len(rates := _batch_rates(know)) < 2:
         return None
     choice = choose_batch(
         rates,
@@ -211,7 +222,9 @@ def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
     if not changed(ctx, winner):
         return verdict
     size, weight = winner.loader.batch_size, ctx.weight(winner)
-    if ctx.objective == "throughput":
+    if gathered(ctx):
+        said = f"steps keep {ctx.space.workload.step_samples} samples, gathered from batches of {size}"
+    elif ctx.objective == "throughput":
         said = "counts samples, whatever they teach"
     elif ctx.look is None or ctx.look.noise is None:
         said = f"takes a sample to teach as much in batches of {size} as in yours, which was not measured"
@@ -230,7 +243,8 @@ def batch_kept(ctx: PlanContext) -> tuple[Kept, ...]:
 def batch_notes(know: Knowledge) -> tuple[str, ...]:
     """Why there is no noise scale behind the batch sizes that were tried, and how far they went for that."""
     ctx = know.ctx
-    if not any(changed(ctx, settings) for settings in know.full) or ctx.objective == "throughput":
+    without = gathered(ctx) or ctx.objective == "throughput"
+    if without or not any(changed(ctx, settings) for settings in know.full):
         return ()
     if ctx.look is not None and ctx.look.noise is not None:
         return ()

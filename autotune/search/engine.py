@@ -8,13 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.measure.seam import Description, NumericsSpec, Runner
-from autotune.outcome import Objective, Outcome, Recipe, Verdict
+from autotune.outcome import DecayShape, Objective, Outcome, Verdict
 from autotune.recipe.guard import judge_numerics, label
-from autotune.recipe.scaling import scale_recipe
-from autotune.search.batch import GradientLook, look_of
+from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
@@ -22,7 +21,9 @@ from autotune.search.faults import baseline_error, short_budget, unmeasured
 from autotune.search.finals import candidates, judged, worths
 from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
+from autotune.search.identity import identity
 from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
 from autotune.search.plan import (
     CheckNumerics,
@@ -38,7 +39,7 @@ from autotune.search.plan import (
 from autotune.search.verdict import disturbed_finals
 from autotune.search.warm import first_guesses
 from autotune.settings import KnobValue, Settings
-from autotune.space.candidates import Space, build_space
+from autotune.space.candidates import build_space
 from autotune.space.knobs import KnobClass
 from autotune.trial import Failure, Trial, TrialSpec
 
@@ -74,6 +75,8 @@ class TuneOptions:
     """What is best across batch sizes, where they may change."""
     max_batch_size: int | None = None
     """The largest batch that may be tried."""
+    decay: DecayShape | None = None
+    """How the learning rate is to come down; None leaves that to the user."""
     epochs: int | None = None
     """Epochs the user will train, over which starts are spread; None judges one epoch of a long run."""
     fixed: Mapping[str, KnobValue] = field(default_factory=dict)
@@ -139,6 +142,7 @@ class _Session:
             allow=options.allow,
             fixed=options.fixed,
         )
+        check_recipe(self.space, epochs=options.epochs, decay=options.decay)
         self.first = first_guesses(self.space, options.first(description))
         self.store = self._open()
         self.history = list(self.store.history)
@@ -156,7 +160,7 @@ class _Session:
             self.options.storage,
             self.options.study_name,
             options=self.space.options,
-            identity=_identity(self.space, self.options),
+            identity=identity(self.space, epochs=self.options.epochs, objective=self.options.objective),
             seed=self.options.seed,
             resume=self.options.resume,
         )
@@ -298,7 +302,13 @@ class _Session:
             worth=worths(know, verdict),
             kept=(*self.space.kept, *batch_kept(self.context)),
             trials=tuple(self.history),
-            recipe=_recipe(self.space, verdict.winner, self.options.epochs, self.look),
+            recipe=recipe_of(
+                self.space,
+                verdict.winner,
+                epochs=self.options.epochs,
+                noise=None if self.look is None else self.look.noise,
+                decay=self.options.decay,
+            ),
             batch=batch_choice(know, verdict.winner) if know.full else None,
             noise=None if self.look is None else self.look.noise,
             stop_reason=reason,
@@ -363,37 +373,3 @@ def _during(stage: str) -> str:
     return {"": "before the first trial", "final": "during the finals", "worth": "after the finals"}.get(
         stage, "during the search"
     )
-
-
-def _recipe(space: Space, winner: Settings, epochs: int | None, look: GradientLook | None) -> Recipe | None:
-    chosen, reference = winner.loader.batch_size, space.yours.loader.batch_size
-    if chosen is None or reference is None or chosen == reference:
-        return None
-    noise = None if look is None else look.noise
-    return scale_recipe(space.workload, chosen, reference, epochs=epochs, noise=noise)
-
-
-def _identity(space: Space, options: TuneOptions) -> dict[str, Any]:
-    """What must be equal for earlier trials to count: machine, workload, *yours*, the knobs."""
-    machine, workload = space.machine, space.workload
-    return {
-        "system": machine.system,
-        "cpu": machine.cpu_name,
-        "usable_cpus": machine.usable_cpus,
-        "gpus": [gpu.name for gpu in machine.gpus],
-        "torch": machine.torch_version,
-        "model": workload.model_class,
-        "parameters": workload.parameters,
-        "dataset": workload.dataset_class,
-        "dataset_samples": workload.dataset_samples,
-        "batch_samples": workload.batch_samples,
-        "optimizer": workload.optimizer_class,
-        "device": workload.device,
-        "yours": space.yours.key(),
-        "searched": {option.knob: list(option.values) for option in space.options},
-        "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
-        "epochs": options.epochs,
-        **({"objective": options.objective} if "batch_size" in space.names else {}),
-        "machine": machine.fingerprint(),
-        "workload": workload.fingerprint(),
-    }

@@ -140,6 +140,8 @@ def _batch_size(ground: Ground) -> Choice:
     kept = batch_size_kept(workload, yours)
     if kept or now is None:
         return Choice(kept=kept)
+    if workload.step_samples is not None:
+        return Choice(values=ordered([now, *_parts_of_a_step(ground, workload.step_samples, now)]))
     if workload.optimizer_class is None:
         return Choice(kept="no optimizer was given, so no learning rate could go with another one")
     if workload.optimizer_family == "other":
@@ -152,6 +154,15 @@ def _batch_size(ground: Ground) -> Choice:
     lightest = _lightest(ground, min(_searched_workers(ground)))
     legal = [size for size in sizes if ground.allows(**{**lightest, "batch_size": size})]
     return Choice(values=ordered([now, *legal]))
+
+
+def _parts_of_a_step(ground: Ground, step_samples: int, now: int) -> list[int]:
+    """Batches that whole steps of so many samples can be gathered from; learning needs no rule for them."""
+    most = step_samples.bit_length()
+    sizes = [step_samples >> halved for halved in range(most) if step_samples % (1 << halved) == 0]
+    lightest = _lightest(ground, min(_searched_workers(ground)))
+    near = [size for size in sizes if now <= size * _BATCH_FACTORS[-1]]
+    return [size for size in near if ground.allows(**{**lightest, "batch_size": size})]
 
 
 def _precision(ground: Ground) -> Choice:

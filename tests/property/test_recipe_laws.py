@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profile_samples import sample_profile
-from strategies import workloads
+from strategies import plain_workload, workloads
 
 from autotune.outcome import NoiseScale, Recipe
 from autotune.profile.yaml_io import dumps, loads
@@ -140,6 +140,41 @@ def test_a_schedule_knows_samples_only(recipe, times, steps):
     assert SampleSchedule(recipe=batched)(steps) == SampleSchedule(recipe=single)(samples)
     assert SampleSchedule(recipe=single)(samples) == schedule_factor(samples, recipe)
     assert 0.0 <= schedule_factor(samples, recipe) <= 1.0
+
+
+@given(recipes(), BATCHES)
+def test_a_decay_ends_with_the_run_whatever_the_batch(recipe, batch_size):
+    """A run of as many samples in another batch comes down at the same samples, to the same part."""
+    workload = plain_workload(learning_rates=recipe.reference_learning_rates, dataset_samples=1000)
+    if recipe.decay is not None:
+        options = {"epochs": 7, "decay": recipe.decay.shape}
+        one = scale_recipe(workload, batch_size, recipe.reference_batch_size, **options)
+        other = scale_recipe(workload, recipe.batch_size, recipe.reference_batch_size, **options)
+        assert one.decay == other.decay
+        assert one.decay is not None
+        assert one.decay.samples == 7000
+
+
+@given(recipes(), st.sampled_from((1, 2, 4, 8)), st.sampled_from((1, 2, 4, 8)))
+def test_a_step_that_keeps_its_samples_keeps_its_numbers(recipe, gather, own_gather):
+    """However many batches it is gathered from: k is 1, and only what a forward pass sees may change."""
+    batch_size = 8 * own_gather
+    workload = plain_workload(
+        optimizer_family="adam" if recipe.beta2s else "sgd",
+        learning_rates=recipe.reference_learning_rates,
+        weight_decays=tuple(0.1 for _ in recipe.reference_learning_rates),
+        beta2s=recipe.reference_beta2s,
+        batch_norm_momenta=(0.1,),
+        step_samples=64,
+    )
+    kept = scale_recipe(workload, 64 // gather, batch_size, keep_effective=True)
+    assert (kept.growth, kept.step_samples, kept.reference_step_samples) == (1.0, 64, 64)
+    assert kept.learning_rates == kept.reference_learning_rates
+    assert (kept.weight_decays, kept.beta2s, kept.warmup_samples, kept.ema_power) == ((), (), 0, 1.0)
+    assert bool(kept.batch_norm_momenta) == (64 // gather != batch_size)
+    assert (kept.accumulation_steps, kept.reference_accumulation_steps) == (gather, 64 // batch_size)
+    profile = dataclasses.replace(sample_profile(), recipe=kept)
+    assert loads(dumps(profile)).recipe == kept
 
 
 @given(workloads(), BATCHES, st.integers(2, 8), st.integers(1, 300))

@@ -76,7 +76,7 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         *("--budget", "90s", "--allow", "exact", "--epochs", "3", "--seed", "7", "--runner", "in-process"),
         *("--objective", "time", "--max-batch-size", "512"),
         *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
-        *("--no-warm-start", "--objective", "time", "--max-batch-size", "512"),
+        *("--no-warm-start", "--keep-effective", "64", "--decay", "wsd"),
         *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
     )
     tuner.asked.pop("listener")
@@ -88,6 +88,8 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         "allow": "exact",
         "objective": "time",
         "max_batch_size": 512,
+        "keep_effective": 64,
+        "decay": "wsd",
         "epochs": 3,
         "seed": 7,
         "runner": "in_process",
@@ -96,6 +98,14 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         "warm_start": False,
         "storage": "s.journal",
     }
+
+
+def test_the_step_of_yours_can_be_kept_by_name(tuner: Tuner) -> None:
+    """Without counting its samples; and nothing is kept unless it is asked for."""
+    tune("--keep-effective", "yours")
+    assert tuner.asked["keep_effective"] is True
+    tune()
+    assert (tuner.asked["keep_effective"], tuner.asked["decay"]) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +118,9 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         (("--set", "precision=bfloat"), "did you mean `bfloat16`?"),
         (("--allow", "all"), "'all' is not one of"),
         (("--epochs", "0"), "0 is not in the range"),
+        (("--decay", "linear"), "'linear' is not one of"),
+        (("--keep-effective", "mine"), "'mine' is neither 'yours' nor a number of samples"),
+        (("--keep-effective", "0"), "'0' is neither 'yours' nor a number of samples"),
         (("--bugdet", "5m"), "--budget"),
         (("--quiet", "--verbose"), "cannot go together"),
     ],

@@ -148,7 +148,7 @@ def test_gathered_gradients_keep_the_users_step():
 @pytest.mark.parametrize("batch_size", [12, 64])
 def test_what_does_not_make_up_the_users_batch_is_refused(batch_size):
     """Neither 12 nor 64 divides 32."""
-    with pytest.raises(UsageError, match="do not make up one of 32"):
+    with pytest.raises(UsageError, match="do not make up a step of 32"):
         scale_recipe(plain_workload(), batch_size, 32, keep_effective=True)
 
 
