@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
-from autotune.outcome import Interval, Kept, Outcome, Recipe, Verdict, Worth
+from autotune.outcome import Interval, Kept, Outcome, Verdict, Worth
+from autotune.recipe.scaling import scale_recipe
 from autotune.settings import Settings
 from autotune.trial import Block, Failure, Measurement, Mode, Stage, Trial, TrialSpec
 
@@ -241,12 +242,15 @@ def failing() -> Outcome:
         kept=(),
         epochs=10,
         trials=SEARCH + failed + finals(7, YOURS, big, (412, 791)),
-        recipe=Recipe(
-            batch_size=128,
-            reference_batch_size=64,
-            learning_rates=(0.2, 0.02),
-            reference_learning_rates=(0.1, 0.01),
-            lr_rule="linear (Goyal et al. 2017)",
-            warmup_samples=25_600,
+        recipe=scale_recipe(
+            replace(
+                WORKLOAD,
+                learning_rates=(0.1, 0.01),
+                weight_decays=(5e-4, 5e-4),
+                batch_norm_momenta=(0.1,),
+            ),
+            128,
+            64,
+            epochs=10,
         ),
     )

@@ -7,6 +7,7 @@ import textwrap
 from autotune.outcome import Interval
 from autotune.profile.schema import Profile
 from autotune.settings import KnobValue
+from autotune.space.cautions import cautions
 from autotune.units import format_percent
 
 _WIDTH = 72
@@ -25,6 +26,8 @@ def setting_comments(profile: Profile) -> dict[str, str]:
             parts.append(f"kept: {kept[name]}")
         elif changed:
             parts.append(_worth(worth.get(name)))
+        if name == "fused_optimizer" and cautions(profile.settings, profile.workload.optimizer_class):
+            parts.append("SGD in float16: train with kit()")
         comments[name] = _one_line("; ".join(parts))
     return comments
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.outcome import Interval, Recipe, VerdictKind, Worth
+from autotune.outcome import Interval, VerdictKind, Worth
 from autotune.report.words import count_text, value_text
 from autotune.settings import KnobValue, Settings
 from autotune.space.knobs import knob
@@ -58,7 +58,6 @@ def settings_rows(
     yours: Settings,
     best: Settings | None,
     worth: tuple[Worth, ...] = (),
-    recipe: Recipe | None = None,
     *,
     has_loader: bool = True,
 ) -> tuple[Row, ...]:
@@ -73,7 +72,7 @@ def settings_rows(
             rows.append(
                 Row(name=name, yours=value_text(name, value), best=value_text(name, value) if best else "")
             )
-    return tuple(rows) + _recipe_rows(recipe)
+    return tuple(rows)
 
 
 def summary_rows(
@@ -123,20 +122,6 @@ def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | Non
 
 def _change(ratio: float) -> str:
     return f"{(ratio - 1) * 100:+.0f}"
-
-
-def _recipe_rows(recipe: Recipe | None) -> tuple[Row, ...]:
-    if recipe is None or recipe.batch_size == recipe.reference_batch_size:
-        return ()
-    pairs = list(dict.fromkeys(zip(recipe.reference_learning_rates, recipe.learning_rates)))
-    rows = [
-        Row(name="learning rate", yours=f"{old:.3g}", best=f"{new:.3g}", note=recipe.lr_rule if first else "")
-        for first, (old, new) in zip([True] + [False] * len(pairs), pairs)
-    ]
-    if recipe.warmup_samples:
-        samples = f"{recipe.warmup_samples:,}"
-        rows.append(Row(name="warmup", yours="as yours", best=samples, note="samples"))
-    return tuple(rows)
 
 
 def _row(name: str, yours: str, best: str) -> Row:

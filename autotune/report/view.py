@@ -9,9 +9,11 @@ from autotune.outcome import Kept, Outcome, VerdictKind
 from autotune.profile import schema
 from autotune.report.batches import BatchTable, batch_table
 from autotune.report.figures import Failures, break_even_s, failures, rival, sides
+from autotune.report.recipes import recipe_notes, recipe_rows
 from autotune.report.rows import Comparison, Row, Side, settings_rows, summary_rows
 from autotune.report.words import count_text, failure_text, rate_text, value_text
 from autotune.settings import Settings
+from autotune.space.cautions import cautions
 from autotune.units import format_bytes, format_duration, format_rate
 
 
@@ -82,19 +84,25 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
         ),
         good=verdict.kind in ("faster", "kept"),
         best_label=_best_label(verdict.kind, changed=changed, shown=shown),
-        settings=settings_rows(
-            outcome.yours,
-            shown,
-            outcome.worth if changed else (),
-            outcome.recipe if changed else None,
-            has_loader=workload.has_loader,
+        settings=(
+            *settings_rows(
+                outcome.yours,
+                shown,
+                outcome.worth if changed else (),
+                has_loader=workload.has_loader,
+            ),
+            *(recipe_rows(outcome.recipe) if changed else ()),
         ),
         summary=summary,
         batches=batch_table(outcome.batch, outcome.noise, outcome.epochs),
         remarks=(*_weighed(yours, other, outcome.weight(shown or outcome.yours)), *_remarks(outcome)),
         kept=_kept(outcome.kept),
         failures=tuple(_failure_remark(group) for group in failed),
-        notes=outcome.notes,
+        notes=(
+            *outcome.notes,
+            *recipe_notes(outcome.recipe, has_rows=changed),
+            *cautions(outcome.best, workload.optimizer_class),
+        ),
         stopped=_stopped(
             len(outcome.trials),
             sum(group.count for group in failed),
@@ -133,12 +141,14 @@ def view_of_profile(profile: schema.Profile) -> View:
         ),
         good=measured.verdict in ("faster", "kept"),
         best_label=_best_label(measured.verdict, changed=changed, shown=None),
-        settings=settings_rows(
-            measured.yours_settings,
-            profile.settings if changed else None,
-            measured.worth,
-            profile.recipe,
-            has_loader=has_loader,
+        settings=(
+            *settings_rows(
+                measured.yours_settings,
+                profile.settings if changed else None,
+                measured.worth,
+                has_loader=has_loader,
+            ),
+            *(recipe_rows(profile.recipe) if changed else ()),
         ),
         summary=summary,
         batches=batch_table(measured.batch, measured.noise, measured.epochs),
@@ -150,7 +160,11 @@ def view_of_profile(profile: schema.Profile) -> View:
         failures=tuple(
             Remark(text=f"{count} x {failure_text(kind)}") for kind, count in measured.failures.items()
         ),
-        notes=measured.notes,
+        notes=(
+            *measured.notes,
+            *recipe_notes(profile.recipe, has_rows=changed),
+            *cautions(profile.settings, workload.optimizer_class),
+        ),
         stopped=_stopped(
             measured.trials, failed, measured.elapsed_s, measured.budget_s, measured.stop_reason
         ),

@@ -85,7 +85,8 @@ def test_recipe_rows_show_each_param_group() -> None:
     view = view_of(samples.failing())
     rates = [(r.yours, r.best) for r in view.settings if r.name == "learning rate"]
     assert rates == [("0.1", "0.2"), ("0.01", "0.02")]
-    assert row(view, "warmup")[1] == "25,600"
+    assert row(view, "warmup")[1] == "50,000"
+    assert row(view, "learning rate")[3] == "linear (Goyal et al. 2017, arXiv:1706.02677)"
     assert row(view, "10 epochs")[:2] == ("20m14s", "10m32s")
 
 
