@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autotune.settings import GROUPS, KnobValue, Settings
-from autotune.trial import Trial
+from autotune.trial import Mode, Trial
 
 _QUEUE_FAILURES = ("shm", "oom_host", "file_descriptors")
 _HALF_WIDTH = ("bfloat16", "float16")
 
 
+_Explanation = Callable[[Settings], bool]
+"""Which settings a failure speaks of."""
+
+
 def would_fail(settings: Settings, history: Sequence[Trial]) -> bool:
     """Whether `settings` repeat a failure, need at least as much as one, or hold a value that never works."""
     ran = [t.settings for t in history if t.failure is None and t.spec.mode == "full"]
-    if any(_repeats(settings, t) for t in history if t.failure is not None and not _refuted(t, ran)):
+    if any(_repeats(settings, t, ran) for t in history if t.failure is not None and not _refuted(t, ran)):
         return True
     flat = settings.flat()
     return any(flat[knob] == value for knob, value in dropped(history))
@@ -52,24 +56,45 @@ def _refuted(trial: Trial, ran: Sequence[Settings]) -> bool:
     return False
 
 
-def _repeats(settings: Settings, trial: Trial) -> bool:
+def _repeats(settings: Settings, trial: Trial, ran: Sequence[Settings]) -> bool:
+    """Whether it speaks of `settings`, by its widest explanation that nothing which ran contradicts."""
+    for speaks_of in _explanations(trial):
+        if not any(map(speaks_of, ran)):
+            return speaks_of(settings)
+    return settings == trial.settings
+
+
+def _explanations(trial: Trial) -> tuple[_Explanation, ...]:
+    """What may be behind a failure, beyond the very settings, the widest first."""
     assert trial.failure is not None
     theirs, kind, mode = trial.settings, trial.failure.kind, trial.spec.mode
     if kind == "oom_device":
-        return _device_need(settings, theirs)
+        return _device_explanations(theirs)
     if kind in _QUEUE_FAILURES and theirs.loader.num_workers:
-        return _queue_need(settings, theirs)
+        return lambda s: _queue_need(s, theirs), lambda s: s.loader == theirs.loader
     if kind == "oom_host" and mode != "loader":
-        return _device_need(settings, theirs)  # without workers it is the step that needs the memory
-    same_loader, same_compute = settings.loader == theirs.loader, settings.compute == theirs.compute
+        return _device_explanations(theirs)  # without workers it is the step that needs the memory
     if kind == "timeout":
-        slower = mode == "compute" or _queue_need(settings, theirs)
-        return slower and (mode == "loader" or same_compute) and _batch(settings) >= _batch(theirs)
+        return (lambda s: _as_slow(s, theirs, mode),)
     if mode == "loader":
-        return same_loader
+        return (lambda s: s.loader == theirs.loader,)
     if mode == "compute":
-        return same_compute and _batch(settings) == _batch(theirs)
-    return settings == theirs
+        return (lambda s: s.compute == theirs.compute and _batch(s) == _batch(theirs),)
+    return ()
+
+
+def _device_explanations(theirs: Settings) -> tuple[_Explanation, ...]:
+    return (
+        lambda s: _device_need(s, theirs),
+        lambda s: _device_need(s, theirs) and s.compute == theirs.compute,
+    )
+
+
+def _as_slow(settings: Settings, theirs: Settings, mode: Mode) -> bool:
+    """Whether as large batches go the way that hung, with as long a queue where there is one."""
+    queued = mode == "compute" or _queue_need(settings, theirs)
+    computed = mode == "loader" or settings.compute == theirs.compute
+    return queued and computed and _batch(settings) >= _batch(theirs)
 
 
 def _queue_need(settings: Settings, theirs: Settings) -> bool:

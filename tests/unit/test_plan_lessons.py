@@ -37,6 +37,32 @@ def test_device_memory_forbids_larger_batches_unless_numbers_are_narrower():
     assert not would_fail(workers(4, batch_size=256, precision="bfloat16"), history)
 
 
+def test_device_memory_is_not_blamed_on_a_batch_that_ran():
+    """Where as large a batch ran in numbers as wide, the step's other switches are to blame."""
+    ran = workers(2, batch_size=256)
+    history = History().ran(ran, 100).failed(workers(2, batch_size=256, channels_last=True), "oom_device")
+    assert not would_fail(workers(4, batch_size=256), history)
+    assert not would_fail(workers(2, batch_size=256, fused_optimizer=True), history)
+    assert would_fail(workers(4, batch_size=256, channels_last=True), history)
+    assert would_fail(workers(4, batch_size=512, channels_last=True), history)
+    assert not would_fail(workers(4, batch_size=128, channels_last=True), history)
+
+
+@pytest.mark.parametrize("kind", ["shm", "oom_host", "file_descriptors", "timeout"])
+def test_a_queue_is_not_blamed_where_a_longer_one_ran(kind):
+    """A failure that more workers did not meet says nothing of them, nor of more; it is not tried again."""
+    history = History().ran(workers(4), 100).failed(workers(2), kind)
+    assert not would_fail(workers(8), history)
+    assert would_fail(workers(2), history)
+
+
+def test_what_ran_before_it_failed_rules_out_itself_alone():
+    """Another program may have held the memory: others like it are not given up for that."""
+    history = History().ran(workers(2), 100).failed(workers(2), "oom_device", "final")
+    assert not would_fail(workers(4), history)
+    assert would_fail(workers(2), history)
+
+
 def test_device_memory_blames_the_kernel_search_first():
     """Where cudnn_benchmark was on, the same batch may fit without its workspace."""
     history = History().failed(workers(4, cudnn_benchmark=True), "oom_device")
