@@ -17,6 +17,7 @@ from autotune.search.physics import Array, Coded, Seen, StepModel, code, fit
 from autotune.settings import Settings
 from autotune.space.candidates import Space, neighbours
 from autotune.space.knobs import KNOBS, MoveGroup
+from autotune.space.rules import accelerator
 from autotune.trial import Trial
 
 MAX_CANDIDATES = 2000
@@ -100,7 +101,8 @@ def predictions(know: Knowledge) -> tuple[Prediction, ...]:
     tried = sorted(know.full, key=know.rate, reverse=True)[:_CONTENDERS]
     best = float(np.max(_log_rates(know, model, code(space, tried))[0] + _log_weights(know, tried)))
     memory = _memory(know)
-    limit = min((gpu.memory_bytes for gpu in space.machine.gpus), default=None)
+    gpu = accelerator(space.machine, space.workload)
+    limit = None if gpu is None else gpu.memory_bytes
     leads = means - best
     gains = _expected_improvement(leads, sds)
     found = []

@@ -142,6 +142,18 @@ def test_memory_follows_the_batch_size_and_what_would_not_fit_is_left_out() -> N
     assert all(abs(peaks[128] - (9 << 30)) < 1 << 20 for _ in peaks)
 
 
+def test_memory_is_that_of_the_device_that_trains() -> None:
+    """A smaller GPU in the same machine leaves nothing out."""
+    small = dataclasses.replace(GPU, index=1, memory_bytes=1 << 30)
+    space = space_of(allow="recipe", device="cuda:0", gpus=(GPU, small), batch_size=64)
+    history = History().ran(space.yours, 100.0, "yours").ran(space.settings(batch_size=128), 110.0)
+    for i, gib in enumerate((5, 6)):
+        peak = _with_peak(history[i].measurement, gib << 30)
+        history[i] = dataclasses.replace(history[i], measurement=peak)
+    found = predictions(Knowledge(context(space), history))
+    assert any(p.settings.loader.batch_size == 256 and _plain(p.settings) for p in found)
+
+
 def _plain(settings: Settings) -> bool:
     return settings.compute.precision == "float32"
 
