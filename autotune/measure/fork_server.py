@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,9 +55,14 @@ def _fork(connection: Connection, descriptor: int, payload: Any) -> int:
 
             serve(Connection(descriptor), payload)
             status = 0
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                traceback.print_exc()  # the process ends here, and its last words are all that tells why
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            # On a full disk they raise, and what was forked must not go on as a server.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
             os._exit(status)
     os.close(descriptor)
     connection.send(pid)

@@ -39,9 +39,9 @@ class BenchProcess:
     def kill(self) -> int:
         """End it and everything it started; its exit code (negative: the signal)."""
         if self._status is None:
+            self.connection.close()  # one so young that it leads no group yet ends by that
             _kill_group(self.pid)
             self._status = self._wait()
-            self.connection.close()
         return self._status
 
     def wait(self) -> int:

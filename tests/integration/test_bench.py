@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import workloads as w
 from torch import nn
 
-from autotune.measure import bench
-from autotune.measure.launcher import ForkLauncher
+from autotune.measure import bench, fork_server
+from autotune.measure.launcher import BenchProcess, ForkLauncher
 from autotune.measure.payload import pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.trial import Measurement, TrialSpec
@@ -56,6 +63,60 @@ def _hangs() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.valid_signals()))
     with bench._ended_after(0.2):
         time.sleep(600)
+
+
+def test_a_process_that_leads_no_group_yet_is_ended_too() -> None:
+    """Between its fork and its own group no signal to the group reaches it; the closed connection does."""
+    ours, theirs = socket.socketpair()
+    listens = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).recv(1)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", listens, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+    )
+    theirs.close()
+    try:
+        process = BenchProcess(Connection(ours.detach()), child.pid, lambda: child.wait(timeout=20))
+        assert process.kill() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        child.wait()
+
+
+class _Ended(BaseException):
+    """In place of the end of the process."""
+
+
+class _FullDisk:
+    """A stream that cannot be written out."""
+
+    def flush(self) -> None:
+        raise OSError("No space left on device")
+
+
+def test_a_forked_process_ends_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither an exception nor output that cannot be written lets it go on as the server that forked it."""
+
+    def broken(connection: Any, payload: Any) -> None:
+        connection.close()
+        raise ValueError("the working directory is gone")
+
+    def ended(status: int) -> None:
+        raise _Ended(status)
+
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    monkeypatch.setattr(os, "setsid", lambda: None)
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(bench, "serve", broken)
+    monkeypatch.setattr(sys, "stdout", _FullDisk())
+    mine, other = socket.socketpair()
+    server, descriptor = Connection(mine.detach()), other.detach()
+    with pytest.raises(_Ended) as raised:
+        fork_server._fork(server, descriptor, None)
+    monkeypatch.undo()
+    assert raised.value.args == (1,)
+    assert "ValueError: the working directory is gone" in capsys.readouterr().err
 
 
 def test_last_words_are_those_of_this_trial(tmp_path: Path) -> None:
