@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ def _like_sequence(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
 
 
+def copied(batch: Any) -> Any:
+    """The batch with tensors of its own: a step may change its batch in place."""
+    return None if batch is None else map_tensors(batch, torch.Tensor.clone)
+
+
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor in `value`, in order; those that objects with a `.to()` hold as attributes too."""
     for found in _found(value, set()):
@@ -127,17 +132,38 @@ def _moves_itself(value: Any) -> bool:
     return not isinstance(value, (torch.Tensor, type)) and callable(getattr(value, "to", None))
 
 
-def count_samples(batch: Any, default: int) -> int:
-    """Length of the first dimension of the first tensor; `default` where no tensor has one.
+def count_samples(batch: Any, default: int, *, expected: int | None = None) -> int:
+    """Length of the first dimension of the first tensor that holds anything; `default` where none does.
 
-    A packed sequence counts its sequences.
+    A packed sequence counts its sequences. Where some tensor has `expected` entries, that is the number: the
+    first one may have its time or its nodes in front.
     """
-    for found in _found(batch, set()):
-        if isinstance(found, PackedSequence):
-            return int(found.batch_sizes[0])
-        if found.dim() > 0:
-            return int(found.size(0))
-    return default
+    lengths = (
+        int(found.batch_sizes[0] if isinstance(found, PackedSequence) else found.size(0))
+        for found in _found(batch, set())
+        if isinstance(found, PackedSequence) or found.dim() > 0
+    )
+    held = [length for length in lengths if length]
+    if expected in held:
+        return expected or default
+    return held[0] if held else default
+
+
+def drawn_samples(
+    batch: Any, indices: Sequence[Any] | None, batch_size: int | None, *, own_sampler: bool
+) -> int:
+    """Samples in a batch of a loader.
+
+    Args:
+        batch: as the collate function made it.
+        indices: what was asked for; None for a stream.
+        batch_size: as the loader was given it; None where something else makes the batches.
+        own_sampler: whether a batch sampler of the user's own does; else the dataset makes them.
+    """
+    # One index may stand for a whole batch that the dataset makes.
+    if indices is not None and (len(indices) > 1 or batch_size is not None or own_sampler):
+        return len(indices)
+    return count_samples(batch, batch_size or 1, expected=batch_size)
 
 
 def batch_bytes(batch: Any) -> int:

@@ -99,14 +99,9 @@ def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
     while len(drawn) < spec.steps and (len(drawn) < 2 or held < HELD_BYTES):
         timing.in_time(deadline)
         batch, _ = feed.next()
-        drawn.append(_copied(batch))  # what comes from a worker holds shared memory
+        drawn.append(batches.copied(batch))  # what comes from a worker holds shared memory
         held += batches.batch_bytes(batch)
     return drawn
-
-
-def _copied(batch: Any) -> Any:
-    """A step may change its batch in place, and the next run is to see it as it was."""
-    return None if batch is None else batches.map_tensors(batch, torch.Tensor.clone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +168,7 @@ class _Runs:
                 timing.in_time(self._deadline)
                 flags.seed_everything(seed)
                 scale = _scale(kit) or 1.0
-                kit.step(_copied(self._drawn[number]))
+                kit.step(batches.copied(self._drawn[number]))
                 seen = tap.take()
                 if seen and math.isfinite(seen.norm()):
                     return _named(seen, tap, kit, scale)
@@ -184,7 +179,7 @@ class _Runs:
     def _step(self, kit: StepKit, tap: GradientTap, batch: Any) -> NumericsStep:
         timing.in_time(self._deadline)
         before = _scale(kit)
-        returned = kit.step(_copied(batch))
+        returned = kit.step(batches.copied(batch))
         seen, after = tap.take(), _scale(kit)
         single = isinstance(returned, torch.Tensor) and returned.numel() == 1
         loss = float(returned) if single else None
@@ -218,7 +213,9 @@ def _named(seen: GradientSum, tap: GradientTap, kit: StepKit, scale: float) -> d
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
-    return (gradient.to_dense() if gradient.is_sparse else gradient).cpu()
+    """On the host, complex numbers as pairs of real ones."""
+    dense = (gradient.to_dense() if gradient.is_sparse else gradient).cpu()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
 
 
 def _match(reference: _Seen, other: _Seen) -> GradientMatch | None:

@@ -12,7 +12,7 @@ from torch import nn
 from autotune.measure import guard
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.seam import NumericsSpec
-from autotune.recipe.guard import NumericsRecord, judge_numerics
+from autotune.recipe.guard import NumericsRecord, NumericsRun, judge_numerics
 from autotune.trial import Failure
 from autotune.workload import Workload
 
@@ -234,3 +234,14 @@ def _seeded() -> Any:
     torch.manual_seed(0)
     yield
     torch.set_rng_state(state)
+
+
+def test_complex_gradients_are_held_against_each_other_whole() -> None:
+    """Numbers that differ in their imaginary parts alone do not agree."""
+    ones = guard._dense(torch.ones(3, dtype=torch.complex64))
+    turned = guard._dense(torch.full((3,), 1j))
+    run = NumericsRun(steps=())
+    match = guard._match(guard._Seen(run, {"w": ones}), guard._Seen(run, {"w": ones + turned}))
+    assert match is not None
+    assert match.norm_ratio == pytest.approx(2**0.5)
+    assert match.cosine == pytest.approx(0.5**0.5)

@@ -16,6 +16,7 @@ from autotune.measure.batches import (
     batch_bytes,
     count_samples,
     describe_batch,
+    drawn_samples,
     map_tensors,
     tensors,
     to_device,
@@ -268,3 +269,27 @@ def test_bytes_are_those_of_all_tensors() -> None:
 def test_a_batch_is_described_in_one_line(batch: Any, text: str) -> None:
     """Shapes and types to two levels, for error messages."""
     assert describe_batch(batch) == text
+
+
+def test_a_tensor_of_the_expected_length_is_counted_before_the_first() -> None:
+    """Where time or nodes stand in front, the batch size is found behind them; else they count."""
+    sequences = (torch.zeros(5, 3, 2), y())
+    assert count_samples(sequences, 1, expected=3) == 3
+    assert count_samples(sequences, 1, expected=4) == 5
+    assert count_samples(sequences, 1) == 5
+
+
+def test_a_tensor_that_holds_nothing_counts_nothing() -> None:
+    """A batch whose first part happens to be empty has samples all the same."""
+    assert count_samples((torch.zeros(0, 4), x()), 1) == 3
+    assert count_samples((torch.zeros(0, 4),), 7) == 7
+
+
+def test_indices_say_how_many_samples_were_drawn() -> None:
+    """Whatever is made of them; but one index may stand for a batch that the dataset makes."""
+    ragged = torch.zeros(9, 2)
+    assert drawn_samples(ragged, [4, 1, 3], 4, own_sampler=False) == 3
+    assert drawn_samples(ragged, [4], None, own_sampler=True) == 1
+    assert drawn_samples(ragged, [4], None, own_sampler=False) == 9
+    assert drawn_samples(ragged, [4, 1], None, own_sampler=False) == 2
+    assert drawn_samples((ragged, x()), None, 3, own_sampler=False) == 3
