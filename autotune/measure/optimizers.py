@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,15 +156,6 @@ def _counters_to_host(optimizer: Optimizer) -> None:
             state = optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].cpu()
-
-
-def scale_learning_rates(optimizers: Sequence[Optimizer], factors: Callable[[int], float]) -> None:
-    """Multiply each group's learning rate by `factors(number of the group)`, counted over all optimizers."""
-    number = 0
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factors(number)
-            number += 1
 
 
 def learning_rates(optimizers: Iterable[Optimizer]) -> tuple[float, ...]:

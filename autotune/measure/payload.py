@@ -35,7 +35,6 @@ class Payload:
     start_method: str | None = None
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
-    main_path: str | None = None
 
 
 class _HostPickler(cloudpickle.CloudPickler):  # type: ignore[misc]

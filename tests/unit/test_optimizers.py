@@ -23,7 +23,6 @@ from autotune.measure.optimizers import (
     fused_available,
     is_fused,
     learning_rates,
-    scale_learning_rates,
     set_beta2,
     set_fused,
     weight_decays,
@@ -101,7 +100,8 @@ def test_the_users_optimizer_is_left_alone() -> None:
     built = build_optimizers(freeze_optimizer(optimizer), {"": model})[""]
     assert not built.state
     train(model, built, 3)
-    scale_learning_rates([built], lambda _: 10.0)
+    for group in built.param_groups:
+        group["lr"] *= 10
     set_fused(built, True)
     after = optimizer.state_dict()
     assert after["param_groups"] == before["param_groups"]
@@ -117,7 +117,8 @@ def test_each_build_starts_afresh() -> None:
     model = w.Net()
     frozen = freeze_optimizer(two_groups(model))
     first = build_optimizers(frozen, {"": model})[""]
-    scale_learning_rates([first], lambda _: 7.0)
+    for group in first.param_groups:
+        group["lr"] *= 7
     second = build_optimizers(frozen, {"": model})[""]
     assert learning_rates([second]) == (0.01, 0.02)
 
@@ -319,24 +320,6 @@ def test_an_optimizer_without_a_fused_step_is_not_switched() -> None:
     assert raised.value.fix
     assert not getattr(optimizer, "_step_supports_amp_scaling", False)
     assert not is_fused([optimizer])
-
-
-def test_rates_are_scaled_group_by_group_over_all_optimizers() -> None:
-    """Groups are counted through, and one factor keeps their ratios."""
-    first, second = two_groups(w.Net()), w.sgd(w.Net().parameters())
-    scale_learning_rates([first, second], lambda number: 2.0)
-    assert learning_rates([first, second]) == (0.02, 0.04, 0.1)
-    scale_learning_rates([first, second], lambda number: [1.0, 10.0, 100.0][number])
-    assert learning_rates([first, second]) == pytest.approx((0.02, 0.4, 10.0))
-
-
-def test_a_rate_that_is_a_tensor_is_scaled_in_a_copy() -> None:
-    """The user's own tensor is shared with nobody."""
-    rate = torch.tensor(0.5)
-    optimizer = torch.optim.Adam(w.Net().parameters(), lr=rate, foreach=False)
-    scale_learning_rates([optimizer], lambda _: 4.0)
-    assert learning_rates([optimizer]) == (2.0,)
-    assert rate.item() == 0.5
 
 
 @pytest.mark.parametrize(
