@@ -85,12 +85,12 @@ class LoaderFeed:
         return batch
 
     def _samples(self, batch: Any) -> int:
-        if self.endless is not None and self.endless.pending and self.settings.batch_size is not None:
-            return len(self.endless.pending.popleft())
+        indices = None
         if self.endless is not None and self.endless.pending:
             indices = self.endless.pending.popleft()
-            return len(indices) if len(indices) > 1 else batches.count_samples(batch, 1)
-        return batches.count_samples(batch, self.settings.batch_size or 1)
+        return batches.drawn_samples(
+            batch, indices, self.settings.batch_size, own_sampler=self.parts.batch_sampler is not None
+        )
 
     @property
     def in_flight(self) -> int:

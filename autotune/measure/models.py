@@ -42,7 +42,35 @@ def build_models(model: Any) -> dict[str, nn.Module]:
 
 def is_expanded(tensor: torch.Tensor) -> bool:
     """Whether several elements share one place in memory: torch writes to no such tensor, nor can a step."""
+    if tensor.layout is not torch.strided:  # sparse, such as a graph's edges: no strides to ask for
+        return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
+
+
+BufferPlace = tuple[nn.Module, str, torch.Tensor]
+"""A module, the name of one of its buffers, and the tensor that was there."""
+
+
+def buffer_places(models: Iterable[nn.Module]) -> list[BufferPlace]:
+    """Where each buffer is, for `put_back`."""
+    return [
+        (module, name, buffer)
+        for model in models
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+
+def put_back(places: Iterable[BufferPlace]) -> None:
+    """The very buffers again, where a forward pass has put others of the same kind in their places.
+
+    Not their values: a running mean that is assigned anew, not written to, leaves the old one as it was. A
+    buffer that has another shape by now stays, as a cache that grew: the module may count on its size.
+    """
+    for module, name, buffer in places:
+        now = module._buffers.get(name)
+        if now is not None and now is not buffer and now.shape == buffer.shape and now.dtype == buffer.dtype:
+            module._buffers[name] = buffer
 
 
 def _called(function: Any) -> Any:

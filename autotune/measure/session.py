@@ -90,6 +90,7 @@ class Session:
             model.to(self.device)
         self._frozen_optimizer = optimizers.freeze_optimizer(workload.optimizer)
         self._initial = self._snapshot()
+        self._buffers = models.buffer_places(self.models.values())
         self._held: dict[int | None, tuple[Any, int]] = {}
         self._plan: losses.LossPlan | None = None
         self._description: Description | None = None
@@ -218,6 +219,7 @@ class Session:
 
     def restore(self) -> None:
         """Initial weights and buffers, no gradients: every trial starts from the same place."""
+        models.put_back(self._buffers)
         with torch.no_grad():
             for tensor, value in self._initial:
                 tensor.copy_(value)
@@ -287,6 +289,7 @@ class Session:
         gather = gathering.batches_in_step(self.workload, self._own_batch_size(), spec.settings)
         kit = self.make_kit(spec.settings, gather=gather)
         held, samples = self.held_batch(spec.settings.loader.batch_size)
+        held = batches.copied(held)  # trial after trial a step may change it in place
         # On a CPU the clock rises within milliseconds, and nothing has to be waited for.
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
         warm = gathering.warm_up_whole(kit, held, self.clock, gather, deadline=deadline, least_s=least_s)

@@ -46,10 +46,9 @@ def fetch_one(parts: loaders.LoaderParts, batch_size: int | None) -> tuple[Any, 
     text = ""
     try:
         batch = next(iter(loader))
-        default = batch_size or 1
-        if endless is not None and batch_size is not None:
-            return batch, len(endless.pending[0])
-        return batch, batches.count_samples(batch, default)
+        indices = None if endless is None else endless.pending[0]
+        own = parts.batch_sampler is not None
+        return batch, batches.drawn_samples(batch, indices, batch_size, own_sampler=own)
     except StopIteration:
         raise DatasetError(
             "the dataset ended before its first batch",
@@ -89,6 +88,7 @@ def survey(session: Session) -> Survey:
     parts = session.parts
     own_size = None if parts is None else parts.settings.batch_size
     held, samples = session.held_batch(own_size)
+    held = batches.copied(held)
     plan = session.loss_plan()
     yours = _yours(session)
     with flags.preserved():
