@@ -255,11 +255,12 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
     least = spec.give_up_below or 0.0
     cap_s = max(spec.window_s, spec.window_cap_s or 0.0)
     blocks: list[Block] = []
-    elapsed_s = 0.0
+    elapsed_s, began = 0.0, time.perf_counter()
     while True:
         block = timer.block(steps, _LONG_BLOCK * block_s)
         blocks.append(block)
         elapsed_s += block.elapsed_s
+        spent_s = time.perf_counter() - began  # with the restarts of a short stream, which blocks leave out
         if not block_s / 2 <= block.elapsed_s <= 2 * block_s:  # the guess of a step's length was wrong
             steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
         if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
@@ -267,15 +268,15 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
         answer: Answer = "near" if spec.compare_with is None else compared(blocks, spec.compare_with)
         if answer == "below":
             return mark_transient(blocks), "gave_up"
-        goes_on = answer == "open" and elapsed_s < cap_s and timer.has_time_for(_ROOM * block.elapsed_s)
-        if not goes_on and _window_is_over(len(blocks), elapsed_s, spec):
+        goes_on = answer == "open" and spent_s < cap_s and timer.has_time_for(_ROOM * block.elapsed_s)
+        if not goes_on and _window_is_over(len(blocks), elapsed_s, spent_s, spec):
             return mark_transient(blocks), "window"
 
 
-def _window_is_over(blocks: int, elapsed_s: float, spec: TrialSpec) -> bool:
+def _window_is_over(blocks: int, elapsed_s: float, spent_s: float, spec: TrialSpec) -> bool:
     if blocks >= spec.min_blocks and elapsed_s >= spec.window_s:
         return True
-    return blocks >= 2 and elapsed_s >= _SLOW_WINDOW * spec.window_s
+    return blocks >= 2 and spent_s >= _SLOW_WINDOW * spec.window_s
 
 
 def excess_start_s(first_batch_s: float, blocks: tuple[Block, ...]) -> float:

@@ -48,6 +48,25 @@ def spec(**changes: Any) -> TrialSpec:
     return TrialSpec(**{"settings": Settings(), "stage": "joint", "window_s": 0.08, **changes})
 
 
+class ShortStream(HeldFeed):
+    """A stream of one batch: all time goes into starting it again, which no block counts."""
+
+    def next(self) -> tuple[Any, int]:
+        started = time.perf_counter()
+        time.sleep(0.01)
+        self.epochs += 1
+        self.restarts_s.append(time.perf_counter() - started)
+        return None, 4
+
+
+def test_a_window_ends_though_restarts_take_all_of_its_time() -> None:
+    """What blocks leave out is spent all the same: the trial must not go on to its deadline."""
+    timer = timer_of(ShortStream(None, 4), deadline=time.perf_counter() + 10)
+    blocks, stopped = measure_blocks(timer, spec(), 0.01)
+    assert stopped == "window"
+    assert len(blocks) >= 2
+
+
 def test_the_batch_that_came_with_the_start_says_nothing_of_a_step() -> None:
     """The step's length is guessed from batches fetched after the first."""
     assert timer_of(SlowFeed(0.01)).discard(1.0) >= 0.009
