@@ -60,14 +60,25 @@ def settings_rows(
     worth: tuple[Worth, ...] = (),
     *,
     has_loader: bool = True,
+    step_kept: bool = False,
 ) -> tuple[Row, ...]:
-    """The settings that differ, and those that everyone asks about; `best` None shows *yours* alone."""
+    """The settings that differ, and those that everyone asks about; `best` None shows *yours* alone.
+
+    Args:
+        yours: what the user runs.
+        best: the other side.
+        worth: of the changed settings, those that were measured.
+        has_loader: whether a DataLoader feeds the step.
+        step_kept: whether steps of the optimizer have as many samples in any batch size.
+    """
     measured = {item.knob: item for item in worth}
     theirs = (best or yours).flat()
     rows = []
     for name, value in yours.flat().items():
         if theirs[name] != value:
-            rows.append(_changed_row(name, yours, theirs[name], measured.get(name)))
+            kept = step_kept and name == "batch_size"
+            note = "steps keep their samples" if kept else _CLASS_NOTES[knob(name).kind]
+            rows.append(_changed_row(name, yours, theirs[name], measured.get(name), note))
         elif name in _ALWAYS and (has_loader or name == "precision"):
             rows.append(
                 Row(name=name, yours=value_text(name, value), best=value_text(name, value) if best else "")
@@ -99,7 +110,7 @@ def summary_rows(
     return tuple(rows)
 
 
-def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | None) -> Row:
+def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | None, change: str) -> Row:
     figure, notes = "", []
     if worth is not None and worth.ratio is not None:
         figure = format_percent(worth.ratio.value)
@@ -110,7 +121,7 @@ def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | Non
         notes.append("goes with num_workers")
     elif worth is not None:
         notes.append("not measured alone")
-    notes.append(_CLASS_NOTES[knob(name).kind])
+    notes.append(change)
     return Row(
         name=name,
         yours=value_text(name, yours.flat()[name]),

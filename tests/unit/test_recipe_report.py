@@ -50,8 +50,7 @@ def recipe(batch_size: int = 128, **changes: object) -> Recipe:
 
 def larger(**changes: object) -> Outcome:
     """A win with twice the batch, and this recipe."""
-    outcome = samples.failing()
-    return replace(outcome, recipe=recipe(), **changes)
+    return replace(samples.failing(), **{"recipe": recipe(), **changes})
 
 
 def lines(outcome: Outcome) -> dict[str, tuple[str, str, str]]:
@@ -87,6 +86,16 @@ def test_gathered_gradients_have_a_line_and_nothing_else_moves() -> None:
     rows = {row.name: (row.yours, row.best, row.note) for row in recipe_rows(found)}
     assert set(rows) == {"gradient accumulation", "BatchNorm momentum"}
     assert rows["gradient accumulation"] == ("1", "4", "batches of 16 in a step of 64 samples, as yours")
+
+
+def test_a_batch_in_steps_that_keep_their_samples_does_not_change_learning() -> None:
+    """Its line says so, in the run's report and in the file's."""
+    plain = scale_recipe(plain_workload(**ADAMW), 128, 64)
+    gathered = scale_recipe(plain_workload(**ADAMW, step_samples=128), 128, 64, keep_effective=True)
+    assert lines(larger(recipe=plain))["batch_size"][2].endswith("changes learning")
+    assert lines(larger(recipe=gathered))["batch_size"][2].endswith("steps keep their samples")
+    profile = profile_of(larger(recipe=gathered), created="2026-11-23T10:00:00+00:00", version="0.1.0")
+    assert view_of_profile(profile).settings == view_of(larger(recipe=gathered)).settings
 
 
 def test_what_stays_has_no_line() -> None:
