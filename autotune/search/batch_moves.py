@@ -115,7 +115,8 @@ def next_batch(know: Knowledge, costs: Costs) -> TrialSpec | None:
     for _, settings in neighbours(know.ctx.space, incumbent, "recipe"):
         larger = (settings.loader.batch_size or 0) > (incumbent.loader.batch_size or 0)
         if larger and worth_trying(know, settings):
-            reason = f"{describe_change(incumbent, settings)}, learning rate to go with it"
+            why = "fewer to a step" if gathered(know.ctx) else "learning rate to go with it"
+            reason = f"{describe_change(incumbent, settings)}, {why}"
             return costs.search_spec(settings, "joint", reason)
     return None
 
