@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import typing
@@ -51,7 +52,7 @@ def find_best(
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
     runner: RunnerName | Runner = "process",
-    storage: str | None = None,
+    storage: str | Path | None = None,
     resume: bool = False,
     warm_start: bool = True,
     seed: int = 0,
@@ -180,6 +181,8 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 def _model_name(model: Any) -> str:
     if isinstance(model, Mapping):
         return "-".join(type(one).__name__ for one in model.values()).lower()
+    if isinstance(model, functools.partial):
+        model = model.func
     kind = model.__name__ if callable(model) and hasattr(model, "__name__") else type(model).__name__
     return str(kind).lower().strip("<>")
 
@@ -209,9 +212,7 @@ def make_runner(workload: Workload | None, name: str, target: str, fields: dict[
             return ProcessRunner(pickle_workload(workload))
         parse_target(target)
         return ProcessRunner(target_payload(target, **_given(fields)))
-    raise UsageError(
-        f"`{name}` is no runner", fix='use runner="process" or runner="in_process"', why="those exist"
-    )
+    raise UsageError(f"`{name}` is no runner", fix='use runner="process" or runner="in_process"')
 
 
 def tune_with(
@@ -225,7 +226,7 @@ def tune_with(
     decay: DecayShape | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
-    storage: str | None = None,
+    storage: str | Path | None = None,
     resume: bool = False,
     warm_start: bool = True,
     seed: int = 0,
@@ -237,20 +238,9 @@ def tune_with(
 
     _check_count("epochs", epochs, fix="leave it out for a long run")
     _check_count("max_batch_size", max_batch_size, fix="leave it out to let the measurements decide")
-    if allow not in ("exact", "numerics", "recipe"):
-        raise UsageError(
-            f"`allow` cannot be {allow!r}",
-            fix='use "exact", "numerics" or "recipe"',
-            why="it names a class of knob",
-        )
-    if objective not in ("goodput", "throughput", "time"):
-        raise UsageError(
-            f"`objective` cannot be {objective!r}",
-            fix='use "goodput", "throughput" or "time"',
-            why="it says what is best across batch sizes",
-        )
+    _check_values(allow, objective, fixed, seed)
     _check_decay(decay, epochs)
-    place = storage if storage is not None else _journal(name, resume=resume)
+    place = os.fspath(storage) if storage is not None else _journal(name, resume=resume)
     options = TuneOptions(
         budget_s=parse_duration_s(budget),
         allow=allow,
@@ -270,6 +260,29 @@ def tune_with(
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     profile = profile_of(outcome, created=created, version=autotune.__version__)
     return Result(profile, outcome, workload)
+
+
+def _check_values(allow: str, objective: str, fixed: Any, seed: Any) -> None:
+    if fixed is not None and not isinstance(fixed, Mapping):
+        raise UsageError(
+            "`fixed` is no mapping", why=f"it is {fixed!r}", fix='name values too, such as {"num_workers": 4}'
+        )
+    if not isinstance(seed, int):
+        raise UsageError(
+            "`seed` must be a whole number", why=f"it is {seed!r}", fix="leave it out, or give one"
+        )
+    if allow not in ("exact", "numerics", "recipe"):
+        raise UsageError(
+            f"`allow` cannot be {allow!r}",
+            fix='use "exact", "numerics" or "recipe"',
+            why="it names a class of knob",
+        )
+    if objective not in ("goodput", "throughput", "time"):
+        raise UsageError(
+            f"`objective` cannot be {objective!r}",
+            fix='use "goodput", "throughput" or "time"',
+            why="it says what is best across batch sizes",
+        )
 
 
 def _check_count(name: str, value: Any, *, fix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import workloads as w
 
 import autotune.api
-from autotune.api import find_best
+from autotune.api import find_best, tune_with
 from autotune.errors import UsageError
 from autotune.measure import payload, process_runner
 from autotune.measure.inprocess import InProcessRunner
+from autotune.search import engine
 from autotune.search.engine import TuneOptions, tune
 from autotune.search.listener import SilentListener
 from autotune.testing import FakeRunner, fake_description
@@ -37,6 +39,17 @@ def test_a_target_is_called_after_its_file_or_module(
     monkeypatch.setattr(autotune.api, "tune_with", lambda *_, **options: asked.update(options))
     find_best(target, runner=FakeRunner(lambda settings, mode: 100.0))
     assert asked["name"] == name
+
+
+def test_a_model_is_called_after_what_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class, or the function, also inside a partial; the name that is given comes first."""
+    asked: list[str] = []
+    monkeypatch.setattr(autotune.api, "tune_with", lambda *_, name, **options: asked.append(name))
+    runner = FakeRunner(lambda settings, mode: 100.0)
+    for model in (w.Net(), w.Net, functools.partial(w.Net)):
+        find_best(model, [1, 2], runner=runner)
+    find_best(w.Net, [1, 2], runner=runner, name="mine")
+    assert asked == ["net", "net", "net", "mine"]
 
 
 @pytest.mark.parametrize("option", ["epochs", "max_batch_size"])
@@ -76,3 +89,27 @@ def test_a_bench_process_tells_the_workloads_name() -> None:
     runner = InProcessRunner(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16, name="mine"))
     assert runner.describe().name == "mine"
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"fixed": ["num_workers"]}, "`fixed` is no mapping"),
+        ({"seed": "x"}, "`seed` must be a whole number"),
+    ],
+)
+def test_options_of_another_type_are_refused(options: dict[str, Any], what: str) -> None:
+    """As errors of use, not wherever they are used first."""
+    with pytest.raises(UsageError) as caught:
+        find_best(object(), [1, 2], runner=FakeRunner(lambda settings, mode: 100.0), **options)
+    assert caught.value.what == what
+    assert caught.value.fix
+
+
+def test_a_storage_may_be_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As anywhere in Python; the engine gets text."""
+    asked: list[TuneOptions] = []
+    monkeypatch.setattr(engine, "tune", lambda runner, options, listener: asked.append(options))
+    monkeypatch.setattr(autotune.api, "profile_of", lambda *_, **__: None)
+    tune_with(FakeRunner(lambda settings, mode: 100.0), None, storage=tmp_path / "a.journal")
+    assert asked[0].storage == str(tmp_path / "a.journal")
