@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from autotune.errors import EnvironmentFault
 from autotune.search.listener import Listener, SilentListener
 
 _BROKEN_PIPE = 128 + 13
@@ -18,14 +19,24 @@ _BROKEN_PIPE = 128 + 13
 
 
 def write_answer(text: str) -> None:
-    """Write `text` to stdout; ends the program quietly where the reader has gone, as `head` does."""
+    """Write `text` to stdout; ends the program quietly where the reader has gone, as `head` does.
+
+    Raises:
+        EnvironmentFault: where it cannot be written, such as to a full disk.
+    """
     try:
         click.echo(text, nl=not text.endswith("\n"))
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes stdout once more at exit and would complain again.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(_BROKEN_PIPE) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(_BROKEN_PIPE) from None
+        raise EnvironmentFault(
+            "the answer cannot be written to stdout",
+            why=(error.strerror or str(error)).lower(),
+            fix="free some space, or send it elsewhere; `autotune show` shows what `autotune tune` has saved",
+        ) from error
 
 
 def say(text: str) -> None:

@@ -75,3 +75,25 @@ def test_ctrl_c_before_there_is_anything_ends_without_a_traceback(
     assert (process.returncode, out) == (130, "")
     assert "interrupted before there was an answer" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_full_disk_under_stdout_is_no_bug_of_ours(
+    environment: dict[str, str], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """It is said like any other error, without a traceback and without a crash report."""
+    profile = Path(__file__).parents[1] / "profiles" / "v1.yaml"
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [*AUTOTUNE, "show", str(profile), *arguments],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert "error[AT-E50]: the answer cannot be written to stdout" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "home").exists()
