@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,17 +80,7 @@ class Workload:
                     fix="give the number of samples, or leave it out",
                 )
         self._check_effective()
-        if self.dataset is None and (self.step is None and self.train_step is None):
-            raise UsageError(
-                "there is no dataset to train on",
-                fix="pass a dataset; for a loop without one `step=` and `samples_per_step=`",
-            )
-        if self.dataset is None and self.samples_per_step is None:
-            raise UsageError(
-                "`samples_per_step` is missing",
-                why="without a dataset nothing else says how many samples a step trains on",
-                fix="pass samples_per_step=, such as the batch size of your loop",
-            )
+        self._check_dataset()
 
     def _check_effective(self) -> None:
         if self.keep_effective is False:
@@ -106,6 +97,25 @@ class Workload:
                 f"`keep_effective` cannot go with {lacks}",
                 why="which batches go into a step of the optimizer is said there already",
                 fix="leave it out, or pass a dataset with `loss` or `step`: the step is then made here",
+            )
+
+    def _check_dataset(self) -> None:
+        if isinstance(self.dataset, (str, bytes, os.PathLike)):
+            raise UsageError(
+                "`dataset` is a path, and no dataset",
+                why=f"it is {self.dataset!r}",
+                fix="make the dataset that reads it, and pass that or a function that makes it",
+            )
+        if self.dataset is None and (self.step is None and self.train_step is None):
+            raise UsageError(
+                "there is no dataset to train on",
+                fix="pass a dataset; for a loop without one `step=` and `samples_per_step=`",
+            )
+        if self.dataset is None and self.samples_per_step is None:
+            raise UsageError(
+                "`samples_per_step` is missing",
+                why="without a dataset nothing else says how many samples a step trains on",
+                fix="pass samples_per_step=, such as the batch size of your loop",
             )
 
     @classmethod

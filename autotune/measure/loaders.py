@@ -24,6 +24,7 @@ from torch.utils.data import (
 from autotune.errors import AutotuneError, DatasetError, DatasetTooSmallError, EmptyDatasetError, UsageError
 from autotune.measure import by_value
 from autotune.measure.classify import user_traceback
+from autotune.measure.handed_over import length_error, noted
 from autotune.settings import LoaderSettings
 from autotune.workload import Workload
 
@@ -77,6 +78,8 @@ class LoaderParts:
             return len(source)
         except (TypeError, NotImplementedError):  # a stream has no len(), or says so by raising this
             return None
+        except Exception as error:  # the user's own `__len__`
+            raise length_error(source, error) from None
 
     def check(self) -> None:
         """Refuse what cannot fill one batch.
@@ -119,7 +122,7 @@ def parts_of(workload: Workload) -> LoaderParts | None:
     if dataset is None:
         return None
     if isinstance(dataset, DataLoader):
-        return _parts_of_loader(dataset)
+        return noted(_parts_of_loader(dataset), workload)
     if not isinstance(dataset, type) and (
         isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__")
     ):

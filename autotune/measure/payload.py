@@ -82,7 +82,7 @@ def pickle_workload(workload: Workload) -> Payload:
     )
 
 
-_TRAVELS_AS_PARTS = "in parts"
+_TRAVELS_AS_PARTS = ("in parts",)
 
 
 def _own_device(model: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,6 +115,8 @@ def test_two_accelerators_and_none_named(monkeypatch: pytest.MonkeyPatch) -> Non
         {"dataset": None},
         {"dataset": None, "step": wrong_loss},
         {"loss": 3},
+        {"dataset": "/data/photos"},
+        {"dataset": Path("photos")},
     ],
 )
 def test_a_workload_refuses_what_cannot_go_together(fields: dict[str, Any]) -> None:

@@ -19,12 +19,13 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     Subset,
+    TensorDataset,
     WeightedRandomSampler,
     get_worker_info,
 )
 from torch.utils.data.datapipes.iter import IterableWrapper
 
-from autotune.errors import DatasetTooSmallError, EmptyDatasetError, UsageError
+from autotune.errors import DatasetError, DatasetTooSmallError, EmptyDatasetError, UsageError
 from autotune.measure.loaders import (
     LoaderParts,
     build_endless,
@@ -223,6 +224,28 @@ def test_what_is_no_dataset_is_refused(given: Any) -> None:
 def test_a_loader_class_of_the_users_own_is_noted() -> None:
     """What it adds to a DataLoader cannot be measured."""
     assert "Owned" in parts_from(Owned(Numbers())).note
+
+
+def test_what_a_loader_overrules_is_noted() -> None:
+    """A batch size beside a DataLoader is not used, and whoever gave it is told; what agrees is not."""
+    loader = DataLoader(Numbers(), batch_size=4, shuffle=True)
+    asked = {"batch_size": 8, "shuffle": False, "collate_fn": collate, "drop_last": True}
+    assert parts_from(loader, **asked).note.startswith(
+        "batch_size, shuffle=False, collate_fn, drop_last: not"
+    )
+    assert parts_from(lambda: loader, batch_size=8).note.startswith("batch_size: not used")
+    assert parts_from(loader, batch_size=4).note == ""
+    both = parts_from(Owned(Numbers()), batch_size=8).note
+    assert "Owned" in both
+    assert "batch_size: not used" in both
+
+
+def test_a_length_that_raises_is_the_datasets_error() -> None:
+    """Such as that of a class that was called without what it needs."""
+    with pytest.raises(DatasetError) as raised:
+        parts_from(TensorDataset).check()
+    assert "TensorDataset" in raised.value.what
+    assert "IndexError" in raised.value.why
 
 
 def test_a_plain_batch_sampler_may_come_from_the_user() -> None:
