@@ -47,7 +47,7 @@ def misfit(differences: Sequence[Difference]) -> Freshness:
     what = ", ".join(difference.what for difference in differences if difference.matters)
     return Freshness(
         kind="unfit",
-        sentence=f"the profile does not fit: another {what} than when it was measured; tune again",
+        sentence=f"the profile does not fit, as this is not as it was measured: {what}; tune again",
         differences=tuple(differences),
     )
 

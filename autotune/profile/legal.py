@@ -32,7 +32,12 @@ _LEAST_IN_MEASURED: dict[Path, int] = {
     ("measured", "batch", "reference"): 1,
     ("measured", "batch", "recommended"): 1,
     ("measured", "batch", "max_throughput"): 1,
+    ("measured", "pairs"): 0,
+    ("measured", "trials"): 0,
+    ("measured", "epochs"): 1,
 }
+_RATES: tuple[Path, ...] = (("measured", "yours", "samples_per_s"), ("measured", "best", "samples_per_s"))
+_ENDS = ("low", "value", "high")
 _NOISE_BOUND: Path = ("measured", "noise", "lower_bound")
 _PAIRS = ("learning_rates", "weight_decays", "beta2s", "batch_norm_momenta")
 """Lists in the recipe, each with another of the same length that begins with `reference_`."""
@@ -44,7 +49,7 @@ def illegal_values(document: Any) -> list[Problem]:
     found = [problem for base in _SETTINGS for problem in _in_settings(document, base)]
     for path, least in (*_LEAST_IN_RECIPE.items(), *_LEAST_IN_MEASURED.items()):
         found += _below(document, path, least)
-    return [*found, *_in_noise(document), *_in_rates(document)]
+    return [*found, *_in_noise(document), *_in_figures(document), *_in_rates(document)]
 
 
 def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
@@ -70,6 +75,18 @@ def _in_noise(document: Any) -> Iterator[Problem]:
     bound = _at(document, _NOISE_BOUND)
     if isinstance(bound, (int, float)) and bound < 0:
         yield Problem(path=_NOISE_BOUND, message=f"must not be negative, found {bound}")
+
+
+def _in_figures(document: Any) -> Iterator[Problem]:
+    """Rates and ratios that are not above zero: logarithms and quotients are taken of them."""
+    figures = [(path, _at(document, path)) for path in _RATES]
+    figures += [(path, _at(document, path)) for path in (("measured", "ratio", end) for end in _ENDS)]
+    worth = _at(document, ("measured", "worth"))
+    for index, one in enumerate(worth if isinstance(worth, list) else []):
+        figures += [(("measured", "worth", index, "ratio", end), _at(one, ("ratio", end))) for end in _ENDS]
+    for path, value in figures:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            yield Problem(path=path, message=f"must be more than 0, found {value}")
 
 
 def _in_rates(document: Any) -> Iterator[Problem]:

@@ -195,7 +195,8 @@ def _saved_machine_text(profile: schema.Profile) -> str:
     machine, (kind, _, index) = profile.machine, profile.workload.device.partition(":")
     name = machine.cpu_name or "CPU"
     if kind != "cpu":
-        named = [gpu.name for gpu in machine.gpus if gpu.index == int(index or 0)]
+        wanted = int(index) if index.isdecimal() else 0
+        named = [gpu.name for gpu in machine.gpus if gpu.index == wanted]
         name = named[0] if named else profile.workload.device
     return f"{name}, {count_text(machine.usable_cpus, 'CPU')}, torch {_short(machine.torch_version)}"
 

@@ -52,9 +52,10 @@ _texts = st.one_of(
 )
 _counts = st.integers(0, 2**60)
 _floats = st.floats(allow_nan=False, allow_infinity=False)
+_positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 _rates = st.lists(st.floats(0, 10), min_size=1, max_size=3).map(tuple)
 _intervals = st.none() | st.builds(
-    Interval, value=_floats, low=_floats, high=_floats, confidence=st.floats(0, 1)
+    Interval, value=_positive, low=_positive, high=_positive, confidence=st.floats(0, 1)
 )
 _knobs = st.sampled_from(list(Settings().flat()))
 _knob_values = st.none() | st.booleans() | _counts | _texts
@@ -135,7 +136,7 @@ def _tuples(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
 
 _sides = st.builds(
     Side,
-    samples_per_s=st.none() | _floats,
+    samples_per_s=st.none() | _positive,
     runs=_counts,
     wait_share=st.none() | _floats,
     peak_device_bytes=st.none() | _counts,
@@ -190,7 +191,7 @@ _measured = st.builds(
     kept=_tuples(st.builds(Kept, knob=_knobs, value=_knob_values, why=_texts)),
     trials=_counts,
     failures=st.dictionaries(st.sampled_from(typing.get_args(FailureKind)), _counts, max_size=3),
-    epochs=st.none() | _counts,
+    epochs=st.none() | _sizes,
     elapsed_s=_floats,
     budget_s=_floats,
     stop_reason=_texts,

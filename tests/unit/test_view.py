@@ -155,6 +155,14 @@ def test_a_saved_profile_shows_the_figures_of_its_run() -> None:
     assert view_of_profile(profile).headline == view_of(outcome).headline
 
 
+def test_a_saved_device_that_names_no_number_is_shown_all_the_same() -> None:
+    """A file may be edited; only a search for the GPU's name reads the number."""
+    profile = profile_of(samples.won(), created="2026-11-23T10:00:00+00:00", version="0.1.0")
+    edited = replace(profile, workload=replace(profile.workload, device="cuda:x"))
+    assert profile.machine.gpus
+    assert view_of_profile(edited).head[2] == view_of_profile(profile).head[2]
+
+
 def test_a_profile_of_an_interrupted_run_shows_yours_alone() -> None:
     """A search figure is never saved, so there is none to show for the best so far."""
     profile = profile_of(samples.interrupted(), created="2026-11-23T10:00:00+00:00", version="0.1.0")
