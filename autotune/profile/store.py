@@ -6,7 +6,6 @@ The user's directories, as the platform says; below `AUTOTUNE_HOME` where that i
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -41,21 +40,12 @@ def study_path(name: str) -> Path:
     return base / "studies" / f"{slug(name)}.journal"
 
 
-def find_profile(name: str | None = None) -> Path:
-    """The profile to load: the one called `name`, else the local `autotune.yaml`, else the newest saved.
+def find_profile() -> Path:
+    """The profile to load: the local `autotune.yaml`, else the newest saved.
 
     Raises:
         EnvironmentFault: where there is none.
     """
-    if name is not None:
-        path = default_profile_path(name)
-        if path.is_file():
-            return path
-        raise EnvironmentFault(
-            f"there is no saved profile called `{name}`",
-            why=f"{path} does not exist",
-            fix=_saved_names() or "run `autotune tune`, or name a file",
-        )
     local = Path(LOCAL_PROFILE)
     if local.is_file():
         return local
@@ -93,25 +83,23 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def save_text(path: Path, text: str, *, force: bool = True) -> Path:
+def save_text(path: Path, text: str) -> Path:
     """Writes `text` to `path` in one go: readers see the old file or the new one, never a part.
 
     Args:
-        path: its directories are made. A link is followed: what it points to is replaced.
+        path: its directories are made, and a file that is there is replaced. A link is followed: what it
+            points to is replaced.
         text: written as UTF-8, its line ends as they are.
-        force: replace a file that is there.
 
     Returns:
         The absolute path of the file written.
 
     Raises:
-        EnvironmentFault: where the file system refuses, or the file is there and `force` is not given.
+        EnvironmentFault: where the file system refuses.
     """
     target = Path(os.path.realpath(path.expanduser()))
     draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
     try:
-        if not force and target.exists():
-            raise FileExistsError(errno.EEXIST, "it is there already, and was not to be replaced")
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(draft, text.encode("utf-8"))
         _keep_mode(target, draft)
@@ -155,11 +143,6 @@ def _profiles() -> Path:
 
 def _saved() -> list[Path]:
     return sorted(path for path in _profiles().glob("*.yaml") if path.is_file())
-
-
-def _saved_names() -> str:
-    names = [path.stem for path in _saved()]
-    return f"saved are: {', '.join(names)}" if names else ""
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -70,15 +70,6 @@ def test_saving_makes_folders_and_replaces_whole_files(home: Path):
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]
 
 
-def test_saving_keeps_what_is_there_unless_forced(home: Path):
-    """Without force a file that exists is an error, and stays as it was."""
-    path = store.save_text(home / "a.yaml", "old")
-    with pytest.raises(EnvironmentFault, match="not to be replaced"):
-        store.save_text(path, "new", force=False)
-    assert path.read_text() == "old"
-    store.save_text(home / "b.yaml", "new", force=False)
-
-
 def test_a_failed_write_leaves_the_old_file(home: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that fills up while writing costs nothing that was there."""
     path = store.save_text(home / "a.yaml", "old")
@@ -126,16 +117,6 @@ def test_the_local_profile_is_found_first_then_the_newest(home: Path):
     assert store.find_profile() == new
     store.save_text(Path("autotune.yaml"), "")
     assert store.find_profile() == Path("autotune.yaml")
-
-
-def test_a_profile_asked_for_by_name_is_that_one(home: Path):
-    """A name is looked up as it was saved; an unknown one lists those that are there."""
-    path = store.save_text(store.default_profile_path("My Net"), "")
-    store.save_text(Path("autotune.yaml"), "")
-    assert store.find_profile("My Net") == path
-    with pytest.raises(EnvironmentFault) as caught:
-        store.find_profile("other")
-    assert "my-net" in caught.value.fix
 
 
 def test_a_huge_file_is_not_read_into_memory(home: Path):
