@@ -17,7 +17,7 @@ from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
-from autotune.search.faults import baseline_error, short_budget, unmeasured
+from autotune.search.faults import baseline_error, short_budget, unmeasured, used_up
 from autotune.search.finals import candidates, judged, worths
 from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
@@ -168,7 +168,7 @@ class _Session:
     def run(self) -> Outcome:
         """The whole run."""
         if self.context.remaining_s <= 0:
-            raise short_budget(self.options.budget_s, 4 * self.elapsed_s(), self.description.workload.step_s)
+            raise used_up(self.options.budget_s, self.elapsed_s())
         self.listener.started(self.description, self.space.kept, self.options.budget_s)
         interrupted = False
         try:

@@ -42,6 +42,15 @@ def short_budget(budget_s: float, needed_s: float, baseline_s: float) -> BudgetE
     )
 
 
+def used_up(budget_s: float, elapsed_s: float) -> BudgetError:
+    """The error for a budget that was over before anything could be measured."""
+    return BudgetError(
+        f"a budget of {format_duration(budget_s)} is too short",
+        why=f"starting a process and looking at model and data took {format_duration(elapsed_s)}",
+        fix=f"give at least {format_duration(4 * elapsed_s)}",
+    )
+
+
 def unmeasured(budget_s: float, given_s: float) -> BudgetError:
     """The error for a budget in which *yours* did not come to an end, so that no need can be computed."""
     return BudgetError(

@@ -29,9 +29,10 @@ def test_a_short_budget_says_how_long_is_needed_and_that_is_enough():
 
 
 def test_a_budget_eaten_by_the_first_look_is_too_short():
-    """Describing the workload counts."""
-    with pytest.raises(BudgetError, match="too short"):
+    """Describing the workload counts, and the reason says so: a step's own seconds would puzzle."""
+    with pytest.raises(BudgetError, match="too short") as caught:
         run_fake(fake_runner(facts={"setup_s": 50.0}), 20.0)
+    assert "looking at model and data took 50" in caught.value.why
 
 
 def test_a_baseline_cut_short_by_the_budget_is_a_short_budget():
