@@ -16,13 +16,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from autotune.facts import MachineFacts, WorkloadFacts
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.recipe.guard import GradientMatch, NumericsRecord, NumericsRun, NumericsStep
 from autotune.recipe.noise_scale import GradientStats, GradientStep
+from autotune.recipe.pilot import PilotRecord, PilotRun
 from autotune.settings import LoaderSettings, Settings
 from autotune.trial import Block, Failure, Measurement, Mode, Stopped, TrialSpec
 
-_Found = TypeVar("_Found", GradientStats, NumericsRecord)
+_Found = TypeVar("_Found", GradientStats, NumericsRecord, PilotRecord)
 
 Rate = Callable[[Settings, Mode], float]
 """From settings and a mode to steady samples/s."""
@@ -147,6 +148,26 @@ def fake_numerics(spec: NumericsSpec, *, loss_change: float = 0.0, cosine: float
     )
 
 
+def fake_pilot(spec: PilotSpec, *, loss_change: float = 0.0) -> PilotRecord:
+    """Held-out losses of 0.5, those of the changed batch being higher by the part `loss_change`."""
+    runs = [
+        PilotRun(losses=(loss,) * 4, priced=priced, most=2.0, steps=spec.steps)
+        for loss, priced in ((0.5, (0.5,) * 4), (0.5 * (1 + loss_change), ()))
+    ]
+    return PilotRecord(
+        settings=spec.settings,
+        reference=spec.reference,
+        priced=spec.priced,
+        warm_steps=spec.warm_steps,
+        samples=spec.steps * (spec.settings.loader.batch_size or 1),
+        held_samples=512,
+        first_loss=2.3,
+        run=runs[1],
+        reference_run=runs[0],
+        again=runs[0],
+    )
+
+
 class FakeRunner:
     """A Runner whose measurements come from a function; time passes on its clock alone.
 
@@ -164,6 +185,7 @@ class FakeRunner:
         edge_failures: a Failure for settings that fail across the end of an epoch alone.
         gradients: what looking at gradients gives; a noise scale of a thousand samples when absent.
         numerics: what comparing steps gives; no difference when absent.
+        pilots: what training a while in two batch sizes gives; no difference when absent.
     """
 
     def __init__(  # noqa: PLR0913  # each is something that a test may want otherwise
@@ -181,6 +203,7 @@ class FakeRunner:
         edge_failures: Callable[[Settings], Failure | None] = lambda settings: None,
         gradients: Callable[[GradientSpec], GradientStats | Failure] | None = None,
         numerics: Callable[[NumericsSpec], NumericsRecord | Failure] = fake_numerics,
+        pilots: Callable[[PilotSpec], PilotRecord | Failure] = fake_pilot,
     ) -> None:
         self.rate, self.failures, self.startup_s, self.warmup_s = rate, failures, startup_s, warmup_s
         self.marks, self.edge_failures = marks, edge_failures
@@ -188,10 +211,13 @@ class FakeRunner:
         self.description = description or fake_description()
         self.gradients = gradients or fake_gradients(1000.0, self.description.workload.batch_samples)
         self.numerics = numerics
+        self.pilots = pilots
         self.specs: list[TrialSpec] = []
         """All trials that were asked for, in order."""
         self.compared: list[NumericsSpec] = []
         """All comparisons of steps that were asked for, in order."""
+        self.piloted: list[PilotSpec] = []
+        """All pilots that were asked for, in order."""
         self.closed = False
         self._noise, self._random = noise, random.Random(seed)
         self._alive = False
@@ -228,10 +254,23 @@ class FakeRunner:
         self.compared.append(spec)
         return self._stepped(self.numerics(spec), 3 * (spec.steps + 1), spec.timeout_s)
 
+    def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
+        """What the function says, after the samples of three runs and the warm steps."""
+        self.piloted.append(spec)
+        samples = spec.steps * (spec.settings.loader.batch_size or 1)
+        warm = spec.warm_steps * (spec.reference.loader.batch_size or 1)
+        own_s = (2 * samples + warm) / self.rate(spec.reference, "full")
+        return self._after(
+            self.pilots(spec), own_s + samples / self.rate(spec.settings, "full"), spec.timeout_s
+        )
+
     def _stepped(self, found: _Found | Failure, steps: int, timeout_s: float) -> _Found | Failure:
         """What was found, after so many steps, or no time for them."""
-        facts = self.description.workload
-        wall_s = (0.0 if self._alive else facts.setup_s) + steps * facts.step_s
+        return self._after(found, steps * self.description.workload.step_s, timeout_s)
+
+    def _after(self, found: _Found | Failure, seconds: float, timeout_s: float) -> _Found | Failure:
+        """What was found, after so many seconds, or no time for them."""
+        wall_s = (0.0 if self._alive else self.description.workload.setup_s) + seconds
         self._alive = wall_s <= timeout_s and not isinstance(found, Failure)
         if wall_s > timeout_s:
             message = f"it did not end within {timeout_s:.0f} s"

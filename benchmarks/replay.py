@@ -25,10 +25,11 @@ from unittest import mock
 from grids import Grid
 
 from autotune.errors import UsageError
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.measure.timing import BlockTimer, measure_blocks
 from autotune.outcome import Kept
 from autotune.recipe.guard import NumericsRecord
+from autotune.recipe.pilot import PilotRecord
 from autotune.search.engine import TuneOptions
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Space, build_space
@@ -179,6 +180,15 @@ class ReplayRunner:
         return NumericsRecord(
             settings=spec.settings, reference=spec.reference, refused=refused, wall_s=wall_s
         )
+
+    def pilot(self, spec: PilotSpec) -> PilotRecord:
+        """Nothing is known of losses; the time of the steps is taken all the same."""
+        samples = spec.steps * (spec.settings.loader.batch_size or 1)
+        own = self._description.workload.batch_samples
+        wall_s = (spec.warm_steps + 3 * samples / own) * self._description.workload.step_s
+        self.clock.advance(wall_s)
+        refused = "a grid holds times alone"
+        return PilotRecord(settings=spec.settings, reference=spec.reference, refused=refused, wall_s=wall_s)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,20 @@ def apply_recipe(
             found[name] = one
         number += len(optimizer.param_groups)
     return found
+
+
+@contextlib.contextmanager
+def batch_norms_kept(models: Iterable[nn.Module]) -> Iterator[None]:
+    """The momenta of BatchNorm layers are after the block what they were before it."""
+    before = [(layer, layer.momentum, vars(layer).get(_SCALED_FOR)) for layer in batch_norms(models)]
+    try:
+        yield
+    finally:
+        for layer, momentum, scaled_for in before:
+            layer.momentum = momentum
+            vars(layer).pop(_SCALED_FOR, None)
+            if scaled_for is not None:
+                setattr(layer, _SCALED_FOR, scaled_for)
 
 
 def _drive(

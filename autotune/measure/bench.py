@@ -75,6 +75,9 @@ def _answer(session: Any, request: str, argument: Any) -> tuple[str, Any]:
     if request == "numerics":
         with _ended_after(argument.timeout_s + _GRACE_S):
             return "ok", session.compare_numerics(argument)
+    if request == "pilot":
+        with _ended_after(argument.timeout_s + _GRACE_S):
+            return "ok", session.pilot(argument)
     assert isinstance(argument, TrialSpec), "the only other request is a trial"
     with _ended_after(argument.timeout_s + _GRACE_S):
         return "ok", session.run(argument)

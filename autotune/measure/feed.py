@@ -146,13 +146,17 @@ class TailFeed:
         parts: of a dataset that is no stream.
         settings: as for every loader of a trial.
         wanted: the batches, as `loaders.epoch_batches` gives them.
+        at_the_end: whether they are the last of an epoch, so that it matters which of them fails.
     """
 
-    def __init__(self, parts: LoaderParts, settings: LoaderSettings, wanted: Sequence[Any]) -> None:
+    def __init__(
+        self, parts: LoaderParts, settings: LoaderSettings, wanted: Sequence[Any], *, at_the_end: bool = True
+    ) -> None:
         self.settings = settings
         self.place = ""
         """Which batch of which epoch is due or in use, a phrase."""
         self._wanted = wanted
+        self._at_the_end = at_the_end
         self._epochs = 0
         self._due: deque[list[Any]] = deque()
         self._iterator: Any = None
@@ -171,6 +175,8 @@ class TailFeed:
         self._epochs += 1
 
     def _look(self) -> None:
+        if not self._at_the_end:
+            return
         if len(self._due) == 1:
             # Where the dataset makes the batches, an index says nothing of how large they are.
             self.place = last_batch(len(self._due[0]) if self.settings.batch_size is not None else None)

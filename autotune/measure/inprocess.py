@@ -14,10 +14,11 @@ from torch import nn
 from autotune.errors import ModelError
 from autotune.measure import flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.measure.session import Session
 from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
+from autotune.recipe.pilot import PilotRecord
 from autotune.trial import Failure, Measurement, TrialSpec
 from autotune.workload import Workload
 
@@ -68,6 +69,11 @@ class InProcessRunner:
         """The same steps of the copy under both settings."""
         with flags.preserved():
             return self._ready().compare_numerics(spec)
+
+    def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
+        """The copy trained in both batch sizes."""
+        with flags.preserved():
+            return self._ready().pilot(spec)
 
     def close(self) -> None:
         """Let the copy go."""

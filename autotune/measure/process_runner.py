@@ -13,15 +13,15 @@ from autotune.measure.bench import failure_of_crash
 from autotune.measure.classify import classify_exit
 from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
 from autotune.measure.payload import Payload
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
+from autotune.recipe.pilot import PilotRecord
 from autotune.settings import Settings
 from autotune.space.rules import needs_own_process
 from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
 
 DESCRIBE_TIMEOUT_S = 600.0
-_KILL_GRACE_S = 5.0
 _TAINTED: frozenset[FailureKind] = frozenset(
     {"oom_device", "oom_host", "shm", "file_descriptors", "worker_crash", "sticky_cuda", "compile_error"}
 )
@@ -106,6 +106,17 @@ class ProcessRunner:
             self._drop()  # it has run both ways, and would show neither
         outcome = self._outcome(kind, value, started)
         assert isinstance(outcome, (NumericsRecord, Failure)), "steps are compared, or there is a reason"
+        return outcome
+
+    def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
+        """Both batch sizes trained for a while, in the bench process."""
+        if self._last_step is not None and needs_own_process(self._last_step, spec.settings):
+            self._drop()
+        started = time.monotonic()
+        kind, value = self._ask("pilot", spec, spec.timeout_s)
+        self._used, self._last_step = True, spec.settings
+        outcome = self._outcome(kind, value, started)
+        assert isinstance(outcome, (PilotRecord, Failure)), "both are trained, or there is a reason"
         return outcome
 
     def _outcome(self, kind: str, value: Any, started: float) -> Any:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autotune.facts import MachineFacts, WorkloadFacts
+from autotune.outcome import Recipe
 from autotune.recipe.guard import STEPS, NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
+from autotune.recipe.pilot import STEPS as PILOT_STEPS
+from autotune.recipe.pilot import PilotRecord
 from autotune.settings import Settings
 from autotune.trial import Failure, Measurement, TrialSpec
 
@@ -73,6 +76,33 @@ class NumericsSpec:
         assert self.steps >= 1, "there is nothing to compare without a step"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PilotSpec:
+    """What a Runner is asked to train for a while: a changed batch with its recipe, and the user's own."""
+
+    settings: Settings
+    reference: Settings
+    """The same with the user's own batch size."""
+    recipe: Recipe
+    """Of `settings`' batch, for a run as long as the pilot."""
+    priced: float = 1.0
+    """What a sample is counted for in the changed batch: its loss is held against that many of yours."""
+    steps: int = PILOT_STEPS[0]
+    """Of the changed batch; the user's own trains on as many samples."""
+    warm_steps: int = 0
+    """Steps of the user's own before both."""
+    window_s: float = 60.0
+    """Seconds after which the user's own is not trained once more to see what chance does."""
+    timeout_s: float = 180.0
+    """Wall seconds after which the bench process is ended."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.steps >= 1, "there is nothing to compare without a step"
+        assert self.settings.loader.batch_size, "a batch of a size that can be changed"
+        assert self.reference.loader.batch_size, "a batch of a size that can be changed"
+
+
 class Runner(Protocol):
     """Runs trials. Implementations never let an exception of the user's code out of `run`."""
 
@@ -97,6 +127,13 @@ class Runner(Protocol):
 
     def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
         """The same steps, in the user's own batch size, under both settings; all is put back."""
+        ...
+
+    def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
+        """Both batch sizes trained on equal samples from the same weights; all is put back.
+
+        What cannot be trained so comes back as a record with a reason in `refused`.
+        """
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from autotune.measure import (
     losses,
     models,
     optimizers,
+    pilot,
     survey,
     timing,
 )
@@ -38,10 +39,11 @@ from autotune.measure.classify import classify
 from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed, TailFeed
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.measure.stepkit import StepKit, is_channels_last
 from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
+from autotune.recipe.pilot import PilotRecord
 from autotune.settings import LoaderSettings, Settings
 from autotune.space.rules import canonical
 from autotune.trial import Block, Failure, Measurement, Stopped, TrialSpec
@@ -242,8 +244,15 @@ class Session:
         """The same steps under two settings; everything is put back, as after a trial."""
         return self._guarded(spec, "numerics", lambda started: guard.compare(self, spec, started))
 
+    def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
+        """Both batch sizes trained for a while; everything is put back, as after a trial."""
+        return self._guarded(spec, "pilot", lambda started: pilot.train_both(self, spec, started))
+
     def _guarded(
-        self, spec: TrialSpec | GradientSpec | NumericsSpec, phase: str, body: Callable[[float], _T]
+        self,
+        spec: TrialSpec | GradientSpec | NumericsSpec | PilotSpec,
+        phase: str,
+        body: Callable[[float], _T],
     ) -> _T | Failure:
         """What `body` gives, or what became of it."""
         started = time.perf_counter()
@@ -339,6 +348,15 @@ class Session:
             self._close_feed()
         self._feed = feed = LoaderFeed(parts, settings)
         feed.start()  # known by now, so that a first fetch that raises is named and its workers are ended
+        return feed
+
+    def open_batches(
+        self, parts: loaders.LoaderParts, settings: LoaderSettings, wanted: Sequence[Any]
+    ) -> TailFeed:
+        """Just these batches, from a loader that is ended with what is being run."""
+        with _deaf_to_workers():
+            self._close_feed()
+        self._feed = feed = TailFeed(parts, settings, wanted, at_the_end=False)
         return feed
 
     def _put_together(

@@ -34,6 +34,7 @@ def outcome_json(outcome: Outcome, *, version: str = "", saved: str = "") -> dic
         "recipe": encode(outcome.recipe),
         "batch": encode(outcome.batch),
         "noise_scale": encode(outcome.noise),
+        "pilots": encode(outcome.pilots),
         "yours": {"settings": encode(outcome.yours), "measured": encode(yours)},
         "best": {"settings": encode(outcome.best), "measured": encode(other if changed else yours)},
         "tried": _tried(shown, encode(other)) if shown is not None and changed is None else None,

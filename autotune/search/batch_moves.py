@@ -14,6 +14,7 @@ from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change
+from autotune.search.pilot import unaffordable
 from autotune.settings import Settings
 from autotune.space.candidates import neighbours
 from autotune.trial import TrialSpec
@@ -81,7 +82,7 @@ def permitted(ctx: PlanContext, settings: Settings) -> bool:
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     """How to look at the gradients; None where they were seen, no larger batch is open, or time is short."""
     ctx = know.ctx
-    if ctx.look is not None or gathered(ctx) or not _open_sizes(ctx):
+    if ctx.look is not None or gathered(ctx) or not _open_sizes(know):
         return None
     step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
     allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
@@ -129,6 +130,7 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
         and permitted(know.ctx, settings)
         and not would_fail(settings, know.history)
         and not know.trains_worse(settings)
+        and not unaffordable(know, settings)
         and know.bound(settings) * know.ctx.weight(settings) >= know.rate(know.incumbent)
     )
 
@@ -163,21 +165,33 @@ def batch_choice(know: Knowledge, winner: Settings) -> BatchChoice | None:
 
 
 def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[str, ...]:
-    """What kept the next larger size from being tried, where the largest tried was the best."""
+    """What kept the next larger size from being tried, where the largest tried was the best.
+
+    Where a larger one was tried and learned too little, that it did.
+    """
+    failed = [p for p in know.ctx.pilots if p.kind == "worse" and p.batch_size > recommended]
+    if failed:
+        return tuple(f"{p.in_words()}" for p in failed)
     largest = choice.rows[-1].batch_size
     if recommended != largest:
         return ()
     beyond = [v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > largest]
-    return caps(know.ctx, min(beyond)) if beyond else caps(know.ctx, 2 * largest)
+    size = min(beyond, default=2 * largest)
+    dear = unaffordable(know, know.incumbent.replace(batch_size=size))
+    return caps(know.ctx, size) or ((dear,) if dear else ())
 
 
-def _open_sizes(ctx: PlanContext) -> tuple[int, ...]:
+def _open_sizes(know: Knowledge) -> tuple[int, ...]:
     """The sizes above the user's own that nothing speaks against, as far as is known."""
-    own = ctx.space.yours.loader.batch_size
+    ctx, own = know.ctx, know.yours.loader.batch_size
     if not searched(ctx) or own is None:
         return ()
     sizes = (v for v in ctx.space.values("batch_size") if isinstance(v, int))
-    return tuple(size for size in sizes if size > own and not caps(ctx, size))
+    return tuple(
+        size
+        for size in sizes
+        if size > own and not caps(ctx, size) and not unaffordable(know, know.yours.replace(batch_size=size))
+    )
 
 
 def _facts(ctx: PlanContext) -> WorkloadFacts:
@@ -191,7 +205,7 @@ def _batch_rates(know: Knowledge) -> list[BatchRate]:
     best: dict[int, Settings] = {}
     for settings in know.full:
         size = settings.loader.batch_size
-        if size is None or (settings != know.yours and know.ruled_out(settings)):
+        if size is None or (settings != know.yours and know.unfit(settings)):
             continue
         if size not in best or know.rate(settings) > know.rate(best[size]):
             best[size] = settings
@@ -234,11 +248,15 @@ def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, sentence=f"{verdict.sentence}; {said}")
 
 
-def batch_kept(ctx: PlanContext) -> tuple[Kept, ...]:
-    """The batch size among what was kept, where the gradients speak against any other."""
-    if ctx.look is None or not ctx.look.refused:
-        return ()
-    return (Kept(knob="batch_size", value=ctx.space.yours.loader.batch_size, why=ctx.look.refused),)
+def batch_kept(know: Knowledge) -> tuple[Kept, ...]:
+    """The batch size among what was kept: gradients speak against any other, or the budget is short."""
+    ctx, own = know.ctx, know.yours.loader.batch_size
+    why = "" if ctx.look is None else ctx.look.refused
+    if not why and own is not None and searched(ctx) and not any(changed(ctx, s) for s in know.full):
+        larger = [v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own]
+        open_sizes = [size for size in larger if not caps(ctx, size)]
+        why = unaffordable(know, know.yours.replace(batch_size=min(open_sizes))) if open_sizes else ""
+    return (Kept(knob="batch_size", value=own, why=why),) if why else ()
 
 
 def batch_notes(know: Knowledge) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autotune.measure.seam import Description, NumericsSpec, Runner
+from autotune.measure.seam import Description, NumericsSpec, PilotSpec, Runner
 from autotune.outcome import DecayShape, Objective, Outcome, Verdict
 from autotune.recipe.guard import judge_numerics, label
+from autotune.recipe.pilot import judge_pilot
 from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.cost import Costs
@@ -25,6 +26,7 @@ from autotune.search.identity import identity
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
+from autotune.search.pilot import pilot_notes, pilot_record_of
 from autotune.search.plan import (
     CheckNumerics,
     EndSearch,
@@ -32,6 +34,7 @@ from autotune.search.plan import (
     LookAtGradients,
     Run,
     Sample,
+    TrainBoth,
     acceptable,
     needed_s,
     next_move,
@@ -151,6 +154,8 @@ class _Session:
         self.exhausted = False
         self.look = self.store.look
         self.numerics = [judge_numerics(record) for record in self.store.compared]
+        self.pilots = [judge_pilot(record) for record in self.store.piloted]
+        self.piloted_s = 0.0
         self.stage = ""
 
     def _open(self) -> StudyStore:
@@ -198,6 +203,8 @@ class _Session:
             max_batch_size=self.options.max_batch_size,
             look=self.look,
             numerics=tuple(self.numerics),
+            pilots=tuple(self.pilots),
+            piloted_s=self.piloted_s,
         )
 
     def _loop(self) -> None:
@@ -210,6 +217,8 @@ class _Session:
                 self._look(move)
             elif isinstance(move, CheckNumerics):
                 self._compare(move.spec)
+            elif isinstance(move, TrainBoth):
+                self._pilot(move.spec)
             else:
                 self._run(move)
 
@@ -224,6 +233,16 @@ class _Session:
         record = record_of(spec, self.runner.compare_numerics(spec))
         self.store.keep_compared(record)
         self.numerics.append(judge_numerics(record))
+
+    def _pilot(self, spec: PilotSpec) -> None:
+        self.stage = "pilot"
+        sizes = f"{spec.settings.loader.batch_size} beside {spec.reference.loader.batch_size}"
+        self.listener.stage(f"pilot: training a while in batches of {sizes}")
+        before_s = self.elapsed_s()
+        record = pilot_record_of(spec, self.runner.pilot(spec))
+        self.piloted_s += self.elapsed_s() - before_s
+        self.store.keep_piloted(record)
+        self.pilots.append(judge_pilot(record))
 
     def _sample(self, move: Sample) -> None:
         context = self.context
@@ -300,7 +319,7 @@ class _Session:
             yours=self.space.yours,
             verdict=verdict,
             worth=worths(know, verdict),
-            kept=(*self.space.kept, *batch_kept(self.context)),
+            kept=(*self.space.kept, *batch_kept(know)),
             trials=tuple(self.history),
             recipe=recipe_of(
                 self.space,
@@ -311,6 +330,7 @@ class _Session:
             ),
             batch=batch_choice(know, verdict.winner) if know.full else None,
             noise=None if self.look is None else self.look.noise,
+            pilots=tuple(self.pilots),
             stop_reason=reason,
             notes=(*self.description.notes, *self._notes(know, verdict)),
             epochs=self.options.epochs,
@@ -337,6 +357,7 @@ class _Session:
             notes.extend(headroom_notes(know, verdict.winner))
             notes.extend(batch_notes(know))
             notes.extend(guard_notes(know, verdict.winner))
+            notes.extend(pilot_notes(know, verdict.winner))
         return tuple(notes)
 
 

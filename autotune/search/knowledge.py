@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Literal
 
 from autotune.measure.stats import rate_interval
-from autotune.outcome import Objective
+from autotune.outcome import Objective, Pilot
 from autotune.recipe.goodput import LEAST_GAIN
 from autotune.recipe.guard import Numerics, known_of
+from autotune.recipe.pilot import pilot_of
 from autotune.search.batch import GradientLook, teaches
 from autotune.search.drift import PRIOR_NOISE, PRIOR_RUNS, Drift, Run, estimate
 from autotune.settings import ComputeSettings, LoaderSettings, Settings
@@ -67,6 +68,10 @@ class PlanContext:
     """What looking at the user's gradients gave; None before."""
     numerics: tuple[Numerics, ...] = ()
     """What comparing steps with *yours* gave, in the order in which they were compared."""
+    pilots: tuple[Pilot, ...] = ()
+    """What training a while in other batch sizes gave, in that order."""
+    piloted_s: float = 0.0
+    """Seconds of this session's budget that went into them."""
 
     def weight(self, settings: Settings) -> float:
         """What a sample teaches under `settings`, relative to *yours*: what rates are multiplied by."""
@@ -223,14 +228,44 @@ class Knowledge:
         """How the steps of these settings compare with those of *yours*; None where that is not known."""
         return known_of(self.ctx.numerics, settings, self.yours)
 
+    def pilot(self, settings: Settings) -> Pilot | None:
+        """What training a while showed of their batch size; None where that is not known, or not asked."""
+        size = settings.loader.batch_size
+        return pilot_of(self.ctx.pilots, size) if size and self._batch_matters(settings) else None
+
+    def unpiloted(self, settings: Settings) -> bool:
+        """Whether their batch size is another than *yours* and nobody has trained in it yet."""
+        return self._batch_matters(settings) and self.pilot(settings) is None
+
+    def _batch_matters(self, settings: Settings) -> bool:
+        """Whether it was changed by our choice, with the samples of a step, and what is learned counts."""
+        sizes = {settings.loader.batch_size, self.yours.loader.batch_size}
+        return (
+            len(sizes) == 2
+            and None not in sizes
+            and "batch_size" in self.ctx.space.names
+            and self.ctx.space.workload.step_samples is None  # else the optimizer's steps stay as they are
+            and self.ctx.objective != "throughput"
+        )
+
     def trains_worse(self, settings: Settings) -> bool:
-        """Whether their arithmetic was seen to harm training."""
+        """Whether their arithmetic, or their batch size, was seen to harm training."""
+        found, pilot = self.numerics(settings), self.pilot(settings)
+        return any(each is not None and each.kind == "worse" for each in (found, pilot))
+
+    def unfit(self, settings: Settings) -> bool:
+        """Whether these settings are no good in any batch size."""
         found = self.numerics(settings)
-        return found is not None and found.kind == "worse"
+        harmful = found is not None and found.kind == "worse"
+        return harmful or self.gave_up(settings) or self.no_room(settings)
 
     def ruled_out(self, settings: Settings) -> bool:
-        """Whether these settings can be neither the incumbent nor a candidate."""
-        return self.gave_up(settings) or self.no_room(settings) or self.trains_worse(settings)
+        """Whether these settings can be neither the incumbent nor a candidate.
+
+        After the search a batch size that nobody trained in can be neither any more.
+        """
+        too_late = bool(self.ctx.search_over) and self.unpiloted(settings)
+        return too_late or self.unfit(settings) or self.trains_worse(settings)
 
     def _climb(self, order: Sequence[Settings]) -> Settings:
         incumbent = order[0]

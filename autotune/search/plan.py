@@ -4,7 +4,8 @@
     and larger batches, where learning may change -> moves of one knob from the incumbent, on the side that
     the bottleneck names -> the sampler -> finals -> the winner across the end of an epoch -> worth
 
-Settings that change rounding are compared with *yours* step by step before they are built on, or win.
+Settings that change rounding are compared with *yours* step by step before they are built on, or win;
+another batch size is trained a while beside the user's own.
 
 Every decision can be replayed: the same history and times give the same moves.
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from autotune.measure.seam import GradientSpec, NumericsSpec
+from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
 from autotune.search.cost import MIN_PAIRS, Costs, wall_s
 from autotune.search.edge import next_edge
@@ -27,6 +28,8 @@ from autotune.search.guard import reserve_s as guard_s
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.moves import confirm, next_single, open_groups, second_look, untried, worth_trying_now
 from autotune.search.parts import next_part, predicted
+from autotune.search.pilot import early_pilot, next_pilot
+from autotune.search.pilot import reserve_s as pilot_s
 from autotune.search.predict import Prediction, predictions
 from autotune.search.worthwhile import PROMISING, Outlook, why_stop
 from autotune.settings import Settings
@@ -85,6 +88,13 @@ class CheckNumerics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBoth:
+    """Train a changed batch beside the user's own: the judgement joins `PlanContext.pilots`."""
+
+    spec: PilotSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndSearch:
     """Go on to the finals: `reason` becomes `PlanContext.search_over`."""
 
@@ -96,7 +106,7 @@ class Finish:
     """Nothing is left to do."""
 
 
-Move = Run | Sample | LookAtGradients | CheckNumerics | EndSearch | Finish
+Move = Run | Sample | LookAtGradients | CheckNumerics | TrainBoth | EndSearch | Finish
 
 
 def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
@@ -107,6 +117,9 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
         return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
     if not ctx.search_over:
         return _search(know, costs)
+    pilot = _pilot_of_candidates(know, costs)
+    if pilot is not None:
+        return TrainBoth(spec=pilot)
     check = next_check(know, costs)
     if check is not None:
         return CheckNumerics(spec=check)
@@ -115,6 +128,12 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
     if spec is None:
         return Finish()
     return _timed(costs, Run(spec=spec), ctx.remaining_s)
+
+
+def _pilot_of_candidates(know: Knowledge, costs: Costs) -> PilotSpec | None:
+    """Of those who would be candidates if every batch size had been trained in."""
+    before = Knowledge(dataclasses.replace(know.ctx, search_over=""), know.history)
+    return next_pilot(know, costs, candidates(before, costs))
 
 
 def needed_s(ctx: PlanContext, history: Sequence[Trial]) -> float:
@@ -157,12 +176,12 @@ def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
 def _search(know: Knowledge, costs: Costs) -> Move:
     if not _searchable(know.ctx):
         return EndSearch(reason="there was nothing to search")
-    room_s = know.ctx.remaining_s - _reserve_s(know, costs) - guard_s(know)
+    room_s = know.ctx.remaining_s - _reserve_s(know, costs) - guard_s(know) - pilot_s(know)
     check = early_check(know, room_s)
     if check is not None:
         return CheckNumerics(spec=check)
     move = _wanted(know, costs, room_s)
-    if isinstance(move, EndSearch | LookAtGradients):
+    if isinstance(move, EndSearch | LookAtGradients | TrainBoth):
         return move
     if costs.predicted_s(move.spec) > room_s:
         return EndSearch(reason="the time for the search was used up")
@@ -176,7 +195,9 @@ def _reserve_s(know: Knowledge, costs: Costs) -> float:
     return min(costs.reserve_s, MIN_PAIRS * costs.round_s())
 
 
-def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | LookAtGradients | EndSearch:
+def _wanted(
+    know: Knowledge, costs: Costs, room_s: float
+) -> Run | Sample | LookAtGradients | TrainBoth | EndSearch:
     spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
     spec = spec or _race(know, costs) or _reference(know, costs, room_s) or _fixed(know, costs)
     spec = spec or _before(know, costs)
@@ -191,13 +212,16 @@ def _wanted(know: Knowledge, costs: Costs, room_s: float) -> Run | Sample | Look
     return _larger_batch(know, costs, room_s) or _look_on(know, costs, groups)
 
 
-def _larger_batch(know: Knowledge, costs: Costs, room_s: float) -> Run | LookAtGradients | None:
-    """A look at the gradients, then the next size up from the incumbent's."""
+def _larger_batch(know: Knowledge, costs: Costs, room_s: float) -> Run | LookAtGradients | TrainBoth | None:
+    """A look at the gradients, then the next size up from the incumbent's, then a pilot of the last one."""
     look = batch_moves.next_look(know, room_s)
     if look is not None:
         return LookAtGradients(spec=look)
     spec = batch_moves.next_batch(know, costs)
-    return Run(spec=spec) if spec is not None else None
+    if spec is not None:
+        return Run(spec=spec)
+    pilot = early_pilot(know, room_s)
+    return TrainBoth(spec=pilot) if pilot is not None else None
 
 
 def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run | Sample | EndSearch:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -22,10 +22,13 @@ from optuna.trial import TrialState
 from autotune.codec import CodecError, decode, encode
 from autotune.errors import AutotuneError, StudyError
 from autotune.recipe.guard import NumericsRecord
+from autotune.recipe.pilot import PilotRecord
 from autotune.search.batch import GradientLook
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Option
 from autotune.trial import Trial, TrialSpec
+
+_Record = TypeVar("_Record", NumericsRecord, PilotRecord)
 
 CONSTRAINT = "failed"
 """Name of the constraint on every full trial: -1 when it ran, 1 when it failed."""
@@ -35,6 +38,8 @@ _LOOK = "gradients"
 """User attribute of the study with what looking at the gradients gave."""
 _COMPARED = "numerics "
 """User attributes of the study, one for each comparison of steps, are called this and a number."""
+_PILOTED = "pilot "
+"""The same for training a while in another batch size."""
 _STARTUP_TRIALS = 5
 _DRAWS = 25
 """Draws without something new after which the sampler counts as exhausted."""
@@ -83,19 +88,33 @@ class StudyStore:
     @property
     def compared(self) -> tuple[NumericsRecord, ...]:
         """All comparisons of steps, those of earlier sessions included."""
-        stored, count = self._study.user_attrs, 0
-        found = []
-        with _storage_errors("read"):
-            while (text := stored.get(f"{_COMPARED}{count}")) is not None:
-                found.append(decode(NumericsRecord, json.loads(text)))
-                count += 1
-        return tuple(found)
+        return self._records(_COMPARED, NumericsRecord)
 
     def keep_compared(self, record: NumericsRecord) -> None:
         """Store a comparison of steps: settings that fail in it are out for good."""
         with _quiet(), _storage_errors("written"):
             name = f"{_COMPARED}{len(self.compared)}"
             self._study.set_user_attr(name, json.dumps(encode(record)))
+
+    @property
+    def piloted(self) -> tuple[PilotRecord, ...]:
+        """What training a while in other batch sizes gave, earlier sessions included."""
+        return self._records(_PILOTED, PilotRecord)
+
+    def keep_piloted(self, record: PilotRecord) -> None:
+        """Store it: a batch size that fails is out for good."""
+        with _quiet(), _storage_errors("written"):
+            name = f"{_PILOTED}{len(self.piloted)}"
+            self._study.set_user_attr(name, json.dumps(encode(record)))
+
+    def _records(self, prefix: str, kind: type[_Record]) -> tuple[_Record, ...]:
+        """What is stored under this prefix and the numbers from 0 on."""
+        stored = self._study.user_attrs
+        found: list[_Record] = []
+        with _storage_errors("read"):
+            while (text := stored.get(f"{prefix}{len(found)}")) is not None:
+                found.append(decode(kind, json.loads(text)))
+        return tuple(found)
 
     def start(self, spec: TrialSpec) -> int:
         """Note that `spec` is being run; its number in the study."""

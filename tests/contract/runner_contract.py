@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from autotune.codec import decode, encode
-from autotune.measure.seam import Description, GradientSpec, NumericsSpec, Runner
+from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec, Runner
 from autotune.recipe.guard import NumericsRecord, judge_numerics
 from autotune.recipe.noise_scale import GradientStats
+from autotune.recipe.pilot import PilotRecord, judge_pilot
+from autotune.recipe.scaling import scale_recipe
 from autotune.trial import Failure, Measurement, TrialSpec
 
 
@@ -112,7 +114,7 @@ class RunnerContract:
 
 
 class StepsContract(RunnerContract):
-    """The seam with gradients and numerics: for Runners that have a step to look at, not a record of one."""
+    """The seam with gradients, numerics and pilots: for Runners that have a step to look at."""
 
     def test_gradients_are_seen_between_trials(self, runner: Runner) -> None:
         """Sums of as many steps as were asked for, or a reason; they survive JSON, and trials go on."""
@@ -151,6 +153,44 @@ class StepsContract(RunnerContract):
         """A timeout gives a Failure, not an exception, and the next trial runs."""
         yours = runner.describe().yours
         found = runner.compare_numerics(NumericsSpec(settings=yours, reference=yours, timeout_s=0.001))
+        assert isinstance(found, Failure)
+        assert found.kind == "timeout"
+        assert self.measured(runner).samples > 0
+
+    def pilot_spec(self, runner: Runner, **changes: object) -> PilotSpec:
+        """Batches twice as large as the user's own, for a few steps."""
+        told = runner.describe()
+        own = told.yours.loader.batch_size
+        if own is None:
+            pytest.skip("a loop without a loader has no batch size to change")
+        spec = PilotSpec(
+            settings=told.yours.replace(batch_size=2 * own),
+            reference=told.yours,
+            recipe=scale_recipe(told.workload, 2 * own, own),
+            priced=0.75,
+            steps=6,
+            warm_steps=3,
+        )
+        return replace(spec, **changes)
+
+    def test_a_pilot_runs_between_trials(self, runner: Runner) -> None:
+        """Both batch sizes on equal samples, with losses at every mark; it survives JSON, trials go on."""
+        spec = self.pilot_spec(runner)
+        found = runner.pilot(spec)
+        assert isinstance(found, PilotRecord), found
+        assert (found.settings, found.reference, found.refused) == (spec.settings, spec.reference, "")
+        assert (found.priced, found.warm_steps) == (0.75, 3)
+        assert found.samples == 6 * (spec.settings.loader.batch_size or 0)
+        assert found.run.steps == 6
+        assert found.again is not None
+        assert all(run.complete for run in (found.run, found.reference_run, found.again))
+        assert judge_pilot(found).change is not None
+        assert decode(PilotRecord, json.loads(json.dumps(encode(found)))) == found
+        assert self.measured(runner).samples > 0
+
+    def test_no_time_for_a_pilot_is_a_typed_failure(self, runner: Runner) -> None:
+        """A timeout gives a Failure, not an exception, and the next trial runs."""
+        found = runner.pilot(self.pilot_spec(runner, timeout_s=0.001))
         assert isinstance(found, Failure)
         assert found.kind == "timeout"
         assert self.measured(runner).samples > 0

@@ -196,9 +196,10 @@ def test_slow_steps_get_fewer_or_no_look() -> None:
     space = space_of(allow="recipe", **SGD)
 
     def look(budget_s: float):
-        return next_look(Knowledge(context(space, budget_s=budget_s), History().opened(space)), 200.0)
+        history = History().opened(space, 1000.0)
+        return next_look(Knowledge(context(space, budget_s=budget_s), history), 200.0)
 
-    long, short, hopeless = look(600.0), look(100.0), look(30.0)
+    long, short, hopeless = look(300.0), look(120.0), look(60.0)
     assert long is not None
     assert short is not None
     assert long.steps > short.steps >= 8
@@ -209,7 +210,7 @@ def test_slow_steps_get_fewer_or_no_look() -> None:
 def test_other_batches_wait_for_their_turn() -> None:
     """Neither the sampler nor anybody else tries one before the gradients were looked at."""
     space = space_of(allow="recipe", **SGD)
-    history = History().opened(space)
+    history = History().opened(space, 2000.0)
     larger = space.settings(batch_size=128)
     before = context(space)
     after = context(space, look=GradientLook(noise=noise(1e6)))
@@ -305,12 +306,12 @@ def test_caps_are_those_of_the_table() -> None:
 def test_the_first_move_after_the_usual_advice_is_a_look() -> None:
     """The plan asks for it itself, and says how."""
     space = space_of(allow="recipe", usable_cpus=1, **SGD)
-    history = History().opened(space)
+    history = History().opened(space, 2000.0)
     seen = []
     for _ in range(20):
         move = next_move(context(space), history)
         seen.append(move)
         if isinstance(move, LookAtGradients):
             break
-        history.ran(move.spec.settings, 90.0, move.spec.stage, move.spec.mode, wall_s=3.0)  # type: ignore[union-attr]
+        history.ran(move.spec.settings, 1800.0, move.spec.stage, move.spec.mode, wall_s=3.0)  # type: ignore[union-attr]
     assert isinstance(seen[-1], LookAtGradients)
