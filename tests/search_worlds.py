@@ -145,8 +145,8 @@ def random_failures(seed: int, share: float, yours: Settings) -> Callable[[Setti
 
 
 def run_fake(runner: FakeRunner, budget_s: float = 120.0, **options: object) -> Outcome:
-    """`tune` on a fake runner's own clock, heard by nobody."""
-    values: dict = {"budget_s": budget_s, **options}
+    """`tune` on a fake runner's own clock, heard by nobody; the batch size stays unless a test says so."""
+    values: dict = {"budget_s": budget_s, "allow": "numerics", **options}
     return tune(runner, TuneOptions(**values), SilentListener(), clock=runner.clock)
 
 
