@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,7 +263,7 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
         spent_s = time.perf_counter() - began  # with the restarts of a short stream, which blocks leave out
         if not block_s / 2 <= block.elapsed_s <= 2 * block_s:  # the guess of a step's length was wrong
             steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
-        if len(blocks) >= 2 and sum(b.samples for b in blocks) / elapsed_s < least:
+        if _far_behind(blocks, least):
             return tuple(blocks), "gave_up"
         answer: Answer = "near" if spec.compare_with is None else compared(blocks, spec.compare_with)
         if answer == "below":
@@ -271,6 +271,12 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
         goes_on = answer == "open" and spent_s < cap_s and timer.has_time_for(_ROOM * block.elapsed_s)
         if not goes_on and _window_is_over(len(blocks), elapsed_s, spent_s, spec):
             return mark_transient(blocks), "window"
+
+
+def _far_behind(blocks: Sequence[Block], least: float) -> bool:
+    """By two blocks that nothing disturbed: a neighbour's burst makes the fastest settings look slow."""
+    clean = [block for block in blocks if not block.disturbed]
+    return len(clean) >= 2 and sum(b.samples for b in clean) / sum(b.elapsed_s for b in clean) < least
 
 
 def _window_is_over(blocks: int, elapsed_s: float, spent_s: float, spec: TrialSpec) -> bool:

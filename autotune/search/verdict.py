@@ -30,6 +30,8 @@ LOOKS = (5, 8, 12)
 """Numbers of complete pairs after which the finals may stop early."""
 CONFIDENCE = 0.95
 """What the interval that is shown holds with, for all candidates together."""
+SHOWN_ERROR = 0.04
+"""Error it is computed at: finals that stop once an interval is narrow stop at some that are so by chance."""
 WIN_ERROR = 0.010
 """Error probability, both sides, of the interval that must lie above 1 for a win."""
 LOOK_ERROR = 0.002
@@ -225,6 +227,20 @@ def disturbed_finals(trials: Iterable[Trial]) -> tuple[int, int]:
     return sum(found.disturbed for found in finals), len(finals)
 
 
+def disturbed_search(yours: Settings, trials: Iterable[Trial]) -> tuple[int, int]:
+    """Of the search's trials of other settings, how many something else spoiled, and how many measured.
+
+    Spoiled: mostly disturbed, or given up after a disturbed block.
+    """
+    found = [
+        t.measurement
+        for t in trials
+        if t.measurement is not None and t.spec.mode == "full" and t.spec.pair is None and t.settings != yours
+    ]
+    hasty = [m.stopped == "gave_up" and any(block.disturbed for block in m.blocks) for m in found]
+    return sum(m.disturbed or gave_up for m, gave_up in zip(found, hasty)), len(found)
+
+
 def decided(
     yours: Settings,
     candidates: Sequence[Settings],
@@ -310,7 +326,7 @@ def _standings(
 def _standing(settings: Settings, log_ratios: Sequence[float], in_question: int, error: float) -> _Standing:
     counted = [value for value, counts in zip(log_ratios, typical(log_ratios)) if counts]
     share = in_question * (OUTLIER_PRICE if len(counted) < len(log_ratios) else 1.0)
-    shown = ratio_interval(counted, confidence=1 - (1 - CONFIDENCE) / share)
+    shown = ratio_interval(counted, confidence=1 - SHOWN_ERROR / share)
     return _Standing(
         settings=settings,
         ratio=dataclasses.replace(shown, confidence=CONFIDENCE),
