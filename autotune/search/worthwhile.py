@@ -13,6 +13,9 @@ PROMISING = 3
 FLOOR = 0.005
 """An expected gain (log) under this is no reason to look on: a trial cannot tell it from noise."""
 
+LARGE = math.log(1.25)
+"""A gain that is looked for within the budget whatever one run saves: later runs have it as well."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
@@ -39,8 +42,8 @@ class Outlook:
 def why_stop(outlook: Outlook) -> str:
     """Why looking on is not worth its time, in words; empty where it is.
 
-    With a training of known length it must save more seconds than it costs. A gain that no trial could show
-    ends the search in any case; without a known length that is the only rule beside the budget.
+    With a training of known length it must save more seconds than it costs, or be `LARGE`. A gain that no
+    trial could show ends the search in any case; without a known length only that and the budget do.
     """
     if not outlook.gains:
         return ""
@@ -50,7 +53,7 @@ def why_stop(outlook: Outlook) -> str:
     saved_s = outlook.saved_s
     if outlook.gain < FLOOR:
         return f"{promise}, which no trial could tell from noise"
-    if saved_s is not None and saved_s < outlook.cost_s:
+    if saved_s is not None and saved_s < outlook.cost_s and outlook.gain < LARGE:
         saves, costs = (format_duration(s) for s in (saved_s, outlook.cost_s))
         return f"{promise}, {saves} of your training, less than the {costs} that looking costs"
     return ""

@@ -24,6 +24,11 @@ def test_a_short_run_does_not_pay_for_a_long_look() -> None:
     assert "less than the 30" in reason
 
 
+def test_a_large_gain_is_looked_for_even_for_a_short_run() -> None:
+    """Who trains for four seconds and gives a minute for it will train again, three times as fast."""
+    assert why_stop(Outlook(gains=(0.5, 0.4, 0.2), cost_s=5.0, training_s=4.0)) == ""
+
+
 def test_a_gain_that_no_trial_could_show_ends_the_search() -> None:
     """Without a length of training, a gain under the floor is the only reason beside the budget."""
     assert "no trial could tell from noise" in why_stop(Outlook(gains=(0.002, 0.001), cost_s=10.0))
