@@ -9,7 +9,7 @@ from autotune.recipe.goodput import LEAST_GAIN
 from autotune.search.batch_moves import changed, counted_in
 from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.verdict import decided, judge, unless_disturbed
+from autotune.search.verdict import decided, disturbed_search, judge, unless_disturbed
 from autotune.search.worth import leave_one_out, worth_of
 from autotune.settings import Settings
 from autotune.space.rules import simplicity
@@ -174,9 +174,17 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
     if worse and not candidates(know, costs):
         sentence = "yours stays: what was faster does not train the same"
         return Verdict(kind="kept", winner=know.yours, sentence=sentence)
+    unseen = [s for s in know.full if know.unpiloted(s) and know.rate(s) > NOTICEABLE * know.rate(know.yours)]
+    if unseen and know.ctx.search_over and not candidates(know, costs):
+        sentence = "yours stays: no time was left to train a while in the batch size that was faster"
+        return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
     others = sum(1 for s in know.full if s != know.yours)
     if others and candidates(know, costs):
         sentence = "yours stays: no time was left to confirm what looked faster"
+        return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
+    spoiled, measured = disturbed_search(know.yours, know.history)
+    if measured and 2 * spoiled >= measured:
+        sentence = f"yours stays: something else disturbed {spoiled} of {measured} trials of other settings"
         return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
     tried = {t.settings for t in know.history if t.spec.mode == "full"} - {know.yours}
     sentence = (
