@@ -150,7 +150,9 @@ def whole_runs(noise: float, runs: int) -> None:
             description=told,
             startup_s=lambda s: 0.0,
         )
-        outcome = tune(runner, TuneOptions(budget_s=300.0, allow="numerics", seed=run), SilentListener(), clock=clock)
+        outcome = tune(
+            runner, TuneOptions(budget_s=300.0, allow="numerics", seed=run), SilentListener(), clock=clock
+        )
         wins += outcome.verdict.kind == "faster"
     print(f"A/A  whole tuning runs of 5 min, noise {noise:4.0%}  wins {wins} of {runs}", flush=True)
 
