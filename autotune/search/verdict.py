@@ -35,7 +35,7 @@ SHOWN_ERROR = 0.04
 WIN_ERROR = 0.010
 """Error probability, both sides, of the interval that must lie above 1 for a win."""
 LOOK_ERROR = 0.002
-"""The same for ending the finals early because of a win."""
+"""The same for ending the finals early: because of a win, or because none is left to be had."""
 OUTLIER_PRICE = 4.0
 """Pairs from which outliers were taken look steadier than they are: their errors count so many times.
 
@@ -64,8 +64,8 @@ class _Standing:
     settings: Settings
     ratio: Interval
     """At `CONFIDENCE`, to be shown."""
-    surely: float
-    """The low end of the interval at the error that was asked for."""
+    sure: Interval
+    """At the error that was asked for."""
     pairs: int
 
     @property
@@ -269,7 +269,7 @@ def decided(
     standings = _standings(yours, sound, trials, samples, epochs, error=LOOK_ERROR, weight=weight)
     winners = [s for s in standings if _wins(s)]
     if not winners:
-        return all(s.ratio.high < HOPELESS_BELOW for s in standings)
+        return all(max(s.sure.high, s.ratio.high) < HOPELESS_BELOW for s in standings)
     ratio = max(winners, key=lambda s: s.rank).ratio
     return (ratio.high - ratio.low) / 2 <= max(FINE_ENOUGH, (ratio.value - 1) / 4)
 
@@ -331,13 +331,13 @@ def _standing(settings: Settings, log_ratios: Sequence[float], in_question: int,
         settings=settings,
         ratio=dataclasses.replace(shown, confidence=CONFIDENCE),
         # By Student's t alone: the bootstrap guards against outliers, which are gone, at the price of power.
-        surely=ratio_interval(counted, confidence=1 - error / share, resamples=0).low,
+        sure=ratio_interval(counted, confidence=1 - error / share, resamples=0),
         pairs=len(counted),
     )
 
 
 def _wins(standing: _Standing) -> bool:
-    low = min(standing.surely, standing.ratio.low)
+    low = min(standing.sure.low, standing.ratio.low)
     return standing.pairs >= MIN_PAIRS and low > 1 + _ROUNDING
 
 
