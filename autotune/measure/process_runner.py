@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import AutotuneError, BaselineError
+from autotune.errors import AutotuneError, BaselineError, EnvironmentFault
 from autotune.measure import limits
 from autotune.measure.bench import failure_of_crash
 from autotune.measure.classify import classify_exit
@@ -144,6 +144,11 @@ class ProcessRunner:
                 return "lost", self._timed_out(timeout_s)
             kind, value = bench.connection.recv()
             return kind, value
+        except EnvironmentFault as fault:
+            if self._description is None:
+                raise
+            # One was started before, so another may be; what was measured so far must not be lost.
+            return "lost", _not_started(fault)
         except (EOFError, OSError):
             return "lost", self._died(kills)
         except BaseException:
@@ -182,3 +187,12 @@ class ProcessRunner:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _not_started(fault: EnvironmentFault) -> Failure:
+    return Failure(
+        kind="process_crash",
+        message=f"{fault.what}: {fault.why}",
+        hint="free what the machine has run out of: memory, processes or open files",
+        traceback=fault.detail,
+    )

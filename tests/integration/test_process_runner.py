@@ -14,7 +14,7 @@ import psutil
 import pytest
 import workloads as w
 
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, EnvironmentFault
 from autotune.measure.launcher import SpawnLauncher
 from autotune.measure.payload import pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
@@ -201,3 +201,35 @@ def test_what_cannot_be_pickled_is_named() -> None:
     assert raised.value.code == "AT-E12"
     assert "dataset" in raised.value.what
     assert "in_process" in raised.value.fix
+
+
+def test_a_process_that_cannot_be_started_costs_one_trial(
+    plain: ProcessRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once one has run, no memory for another is a failed trial with its reason, and not the end."""
+    yours = plain.describe().yours
+    assert isinstance(plain.run(spec(yours)), Measurement)
+
+    def refuse() -> None:
+        raise EnvironmentFault("no bench process could be started", why="Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plain._launcher, "launch", refuse)
+        found = plain.run(spec(yours, fresh_process=True))
+    assert isinstance(found, Failure)
+    assert found.kind == "process_crash"
+    assert "Cannot allocate memory" in found.message
+    assert isinstance(plain.run(spec(yours)), Measurement)
+
+
+def test_a_first_process_that_cannot_be_started_is_an_error(
+    plain: ProcessRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known yet, so there is nothing to save: the user is told at once."""
+
+    def refuse() -> None:
+        raise EnvironmentFault("no bench process could be started")
+
+    monkeypatch.setattr(plain._launcher, "launch", refuse)
+    with pytest.raises(EnvironmentFault):
+        plain.describe()
