@@ -27,6 +27,9 @@ _SLOW_WINDOW = 3.0
 _ROOM = 3.0
 """Past its window a trial goes on only while so many further blocks would fit before its deadline."""
 
+_BY_A_NEIGHBOUR = 20.0
+"""A neighbour slows no step by more: one whose threads wait for one without a CPU was slowed tenfold."""
+
 
 class DivergedError(Exception):
     """The loss became NaN or infinite while a setting was measured."""
@@ -274,9 +277,15 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
 
 
 def _far_behind(blocks: Sequence[Block], least: float) -> bool:
-    """By two blocks that nothing disturbed: a neighbour's burst makes the fastest settings look slow."""
-    clean = [block for block in blocks if not block.disturbed]
-    return len(clean) >= 2 and sum(b.samples for b in clean) / sum(b.elapsed_s for b in clean) < least
+    """By two blocks that nothing disturbed, as a neighbour's burst makes the fastest settings look slow.
+
+    By any two where they are so far behind that no neighbour explains it.
+    """
+
+    def slow(some: Sequence[Block], limit: float) -> bool:
+        return len(some) >= 2 and sum(b.samples for b in some) / sum(b.elapsed_s for b in some) < limit
+
+    return slow([b for b in blocks if not b.disturbed], least) or slow(blocks, least / _BY_A_NEIGHBOUR)
 
 
 def _window_is_over(blocks: int, elapsed_s: float, spent_s: float, spec: TrialSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,14 @@ FAST = SPACE.settings(num_workers=2)
 CLEAN, BUSY = Load(foreign_cpus=0.0, waited_share=0.0), Load(foreign_cpus=1.0, waited_share=0.5)
 
 
+class SlowFeed(HeldFeed):
+    """At most 2,000 samples/s, and seldom less than half of that."""
+
+    def next(self) -> tuple[Any, int]:
+        time.sleep(0.002)
+        return None, 4
+
+
 def timed(
     monkeypatch: pytest.MonkeyPatch, loads: list[Load], **asked: Any
 ) -> tuple[tuple[Block, ...], Stopped]:
@@ -39,22 +48,28 @@ def timed(
             return next(seen)
 
     monkeypatch.setattr(timing, "LoadMeter", Meter)
-    timer = timing.BlockTimer(None, HeldFeed(None, 4), DeviceClock(torch.device("cpu")), 0, float("inf"))
-    spec = TrialSpec(**{"settings": Settings(), "stage": "joint", "window_s": 0.02, **asked})
-    return timing.measure_blocks(timer, spec, 1e-5)
+    timer = timing.BlockTimer(None, SlowFeed(None, 4), DeviceClock(torch.device("cpu")), 0, float("inf"))
+    spec = TrialSpec(**{"settings": Settings(), "stage": "joint", "window_s": 0.08, **asked})
+    return timing.measure_blocks(timer, spec, 0.002)
 
 
 def test_a_burst_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks that nothing disturbed end a trial far behind; a busy one before them says nothing."""
-    blocks, stopped = timed(monkeypatch, [BUSY, CLEAN], give_up_below=1e12)
+    blocks, stopped = timed(monkeypatch, [BUSY, CLEAN], give_up_below=3000.0)
     assert (stopped, len(blocks)) == ("gave_up", 3)
 
 
 def test_on_a_machine_that_is_always_busy_the_window_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks being alike disturbed, none of them ends the trial early, and it ends all the same."""
-    blocks, stopped = timed(monkeypatch, [BUSY], give_up_below=1e12)
+    blocks, stopped = timed(monkeypatch, [BUSY], give_up_below=3000.0)
     assert stopped == "window"
     assert all(block.disturbed for block in blocks)
+
+
+def test_no_neighbour_explains_settings_that_are_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two disturbed blocks are enough where they are a thousand times too slow."""
+    blocks, stopped = timed(monkeypatch, [BUSY], give_up_below=2e6)
+    assert (stopped, len(blocks)) == ("gave_up", 2)
 
 
 def searched(*marks_and_ends: tuple[tuple[str, ...], Stopped]) -> History:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from autotune.measure import timing
 from autotune.measure.enough import LEAST_BLOCKS, NARROW, compared, rate_so_far
-from autotune.measure.timing import measure_blocks
 from autotune.settings import Settings
 from autotune.testing import FakeClock
 from autotune.trial import Block, TrialSpec
@@ -43,7 +45,8 @@ def ran(rates: list[float], *, deadline: float = math.inf, **asked: Any) -> tupl
     spec = TrialSpec(**{"settings": Settings(), "stage": "joint", "window_s": 2.0, **asked})
     start = clock()
     timer: Any = FakeTimer(rates, clock, deadline)
-    blocks, stopped = measure_blocks(timer, spec, step_s=0.1)
+    with mock.patch.object(timing, "time", SimpleNamespace(perf_counter=clock)):
+        blocks, stopped = timing.measure_blocks(timer, spec, step_s=0.1)
     return len(blocks), stopped, round(clock() - start, 1)
 
 
