@@ -141,7 +141,7 @@ class _Data:
         taken = 0
         if wanted:
             for batch in self._session.open_batches(self._parts, loader, wanted).epoch():
-                found.append(_copied(batch))  # what comes from a worker holds shared memory
+                found.append(batches.copied(batch))  # what comes from a worker holds shared memory
                 taken += batches.batch_bytes(batch)
                 if taken >= HELD_BYTES:
                     break
@@ -300,7 +300,7 @@ class _Runs:
         assert plan is not None, "held-out samples are drawn where there is a loss"
         with flags.preserved(), _evaluating(kit.models.values()), torch.no_grad():
             flags.seed_everything(self._spec.seed)
-            moved = kit.to_device(_copied(batch))
+            moved = kit.to_device(batches.copied(batch))
             with kit.autocast():
                 loss = plan.loss_of(kit.model, moved)
         return float(loss) if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
@@ -331,11 +331,6 @@ def _buffers(modules: Sequence[nn.Module]) -> Iterator[torch.Tensor]:
 
 def _on_host(state: Any) -> Any:
     return batches.map_tensors(state, lambda tensor: tensor.detach().to("cpu", copy=True))
-
-
-def _copied(batch: Any) -> Any:
-    """A step may change its batch in place, and the next one is to see it as it was."""
-    return batches.map_tensors(batch, torch.Tensor.clone)
 
 
 def _finite(value: float | None) -> float | None:
