@@ -200,7 +200,7 @@ def unless_disturbed(verdict: Verdict, yours: Settings, finals: Sequence[Trial])
 
     Pairs share most of what disturbs them, but settings differ in how they suffer from it: a neighbour on
     the CPUs slows many workers more than few. So for a win the low end of the interval must then clear
-    `NOTHING_ABOVE`.
+    `NOTHING_ABOVE`, and the sentence says beside the ratio what it was measured beside.
 
     Args:
         verdict: by `judge`.
@@ -211,7 +211,8 @@ def unless_disturbed(verdict: Verdict, yours: Settings, finals: Sequence[Trial])
     if verdict.kind != "faster" or verdict.ratio is None or 2 * disturbed <= count:
         return verdict
     if verdict.ratio.low > NOTHING_ABOVE:
-        return verdict
+        though = f"{verdict.sentence}, though something else disturbed {disturbed} of {count} finals"
+        return dataclasses.replace(verdict, sentence=though)
     figures = f"{_value(verdict.ratio)}, {_range(verdict.ratio)}, {verdict.pairs} pairs"
     why = f"something else disturbed {disturbed} of {count} finals, too many for so small a gain ({figures})"
     return dataclasses.replace(verdict, kind="unsure", winner=yours, sentence=f"yours stays: {why}")
