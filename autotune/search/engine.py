@@ -19,7 +19,7 @@ from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.cost import Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured, used_up
-from autotune.search.finals import candidates, judged, worths
+from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
 from autotune.search.identity import identity
@@ -287,7 +287,7 @@ class _Session:
         know = self._know()
         full = trial.measurement is not None and trial.spec.mode == "full"
         self.store.finish(trial, know.effective(trial) if full else None)
-        ratio = know.comparable(trial) / know.rate(know.yours) if full and know.yours in know.full else None
+        ratio = ratio_beside(know, trial) if full else None
         best = bool(know.full) and know.incumbent != know.yours and know.incumbent == trial.settings
         rises = best and bool(before.full) and before.incumbent != know.incumbent
         self.listener.trial_finished(trial, ratio, rises, self.context.remaining_s)

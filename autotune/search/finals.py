@@ -148,6 +148,19 @@ def next_challenge(know: Knowledge, costs: Costs) -> TrialSpec | None:
     return None
 
 
+def ratio_beside(know: Knowledge, trial: Trial) -> float | None:
+    """The rate of a full trial over that of *yours*, to be shown while it runs; None where *yours* has none.
+
+    A final is held against the final of *yours* that ran last: the machine may have another speed by then.
+    """
+    if know.yours not in know.full:
+        return None
+    if trial.spec.stage != "final":
+        return know.comparable(trial) / know.rate(know.yours)
+    theirs = [t for t in finals_of(know) if t.settings == know.yours and t.measurement is not None]
+    return know.effective(trial) / know.effective(theirs[-1]) if theirs else None
+
+
 def judged(know: Knowledge, costs: Costs) -> Verdict:
     """The verdict on the finals so far; *yours* is kept when nothing met it."""
     met = {t.settings: None for t in finals_of(know) if t.settings != know.yours}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from search_worlds import History, context, space_of
 
 from autotune.search.cost import Costs
-from autotune.search.finals import candidates, judged, worths
+from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Finish, next_move
 
@@ -87,6 +87,15 @@ def test_yours_that_met_nobody_is_kept_for_the_reason_that_ended_the_search():
         context(SPACE, search_over="the time for the search was used up"), History().opened(SPACE)
     )
     assert judged(know, Costs(know)).sentence == "yours stays: the time for the search was used up"
+
+
+def test_a_final_is_shown_beside_the_last_final_of_yours():
+    """A machine that became half as fast again since the search shows no gain that the pair does not have."""
+    history = searched(faster=140)
+    history.ran(FASTER, 210.0, "final", pair=0)
+    assert ratio_beside(know_of(history), history[-1]) is None
+    history.ran(SPACE.yours, 150.0, "final", pair=0).ran(FASTER, 210.0, "final", pair=1)
+    assert round(ratio_beside(know_of(history), history[-1]), 6) == 1.4
 
 
 def test_a_second_candidate_must_be_close():
