@@ -56,6 +56,8 @@ class MachineFacts:
     cudnn_version: int | None = None
     cpu_native_bf16: bool = False
     wsl: bool = False
+    host_memory_fixed: str = "its allocator was not looked at"
+    """Why the allocator of a process cannot be told to keep what is freed; empty where it can."""
     gpus: tuple[GpuFacts, ...] = ()
 
     def fingerprint(self) -> str:

@@ -32,7 +32,8 @@ class Kit(StepKit):
 
     Models go to the device and take the memory order of the settings; the optimizer is switched to its
     fused step; torch's switches (cudnn.benchmark, TF32, threads) are set at once and put back by `close()`
-    or at the end of the `with` block.
+    or at the end of the `with` block. Only `keep_host_memory` stays for the life of the process: glibc has no
+    way back from it.
 
     Where the batch size was changed, learning rates, weight decay, beta2 and the momentum of BatchNorm
     become those of the recipe, once for an optimizer and a model. `scheduler` drives the warmup, and the

@@ -52,6 +52,9 @@ class ComputeSettings:
     """One kernel for the whole optimizer step (`fused=True`)."""
     cpu_threads: int | None = None
     """`torch.set_num_threads`; None leaves torch's own number (always so on a GPU)."""
+    keep_host_memory: bool = False
+    """glibc's allocator keeps what is freed for the next step (`mallopt(3)`, M_TRIM_THRESHOLD and
+    M_MMAP_THRESHOLD) instead of handing it back to the system; for the life of the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

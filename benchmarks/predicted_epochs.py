@@ -2,8 +2,8 @@
 
     python benchmarks/predicted_epochs.py --out predicted.json.gz
 
-For each workload, *yours* and one tuned setting (two persistent workers, and bfloat16 where the hardware
-has it, else the fused optimizer): `Measurement.run_s` for three epochs against such a run really made, from
+For each workload, *yours* and one tuned setting (two persistent workers, memory kept, and bfloat16 where the
+hardware has it, else the fused optimizer): `Measurement.run_s` for three epochs against such a run made, from
 the making of its DataLoader to its last step; both in fresh processes, in turn. Epochs are made so long that
 the run of *yours* takes about 15 seconds. Prints one line per case; 10 % is the goal.
 
@@ -22,7 +22,7 @@ from raw_file import RawFile, identity
 
 from autotune.measure.seam import Description
 from autotune.settings import Settings
-from autotune.space.rules import DEFAULT_PREFETCH, runs_in
+from autotune.space.rules import DEFAULT_PREFETCH, host_memory_kept, runs_in
 
 if TYPE_CHECKING:
     from whole_runs import Parts
@@ -35,7 +35,10 @@ def tuned_from(description: Description) -> Settings:
     """The tuned setting of a workload."""
     machine, workload = description.machine, description.workload
     workers = description.yours.replace(
-        num_workers=2, persistent_workers=True, prefetch_factor=DEFAULT_PREFETCH
+        num_workers=2,
+        persistent_workers=True,
+        prefetch_factor=DEFAULT_PREFETCH,
+        keep_host_memory=not host_memory_kept(machine, workload),
     )
     if runs_in("bfloat16", machine, workload):
         return workers.replace(precision="bfloat16")

@@ -118,8 +118,10 @@ def random_rate(seed: int, spread: float, base: float = 400.0) -> Rate:
         return math.exp(spread * (int.from_bytes(digest[:4], "big") / 2**31 - 1))
 
     def rate(settings: Settings, mode: Mode) -> float:
-        full = base * math.prod(factor(knob, value) for knob, value in settings.flat().items())
-        return full if mode == "full" else full * (1 + factor(mode, settings.key()))
+        # Of what differs from torch's defaults, so that a knob that comes to be changes no other world.
+        changed = settings.changed_from(Settings()).items()
+        full = base * math.prod(factor(knob, value) for knob, value in changed)
+        return full if mode == "full" else full * (1 + factor(mode, *changed))
 
     return rate
 

@@ -91,6 +91,7 @@ def settings(draw: st.DrawFn) -> Settings:
             channels_last=draw(st.booleans()),
             fused_optimizer=draw(st.booleans()),
             cpu_threads=draw(st.none() | st.integers(1, 16)),
+            keep_host_memory=draw(st.booleans()),
         ),
     )
 
@@ -117,6 +118,7 @@ def machines(draw: st.DrawFn) -> MachineFacts:
         nofile_soft=draw(st.none() | st.sampled_from((-1, 256, 1024, 65536))),
         start_method=draw(st.sampled_from(("fork", "forkserver", "spawn"))),
         cpu_native_bf16=draw(st.booleans()),
+        host_memory_fixed=draw(st.sampled_from(("", "needs glibc's allocator"))),
         gpus=gpus,
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from autotune.measure import host_memory
 from autotune.settings import ComputeSettings, Precision
 
 _FP32_PATHS = (
@@ -47,6 +48,8 @@ class UserFlags:
     fp32_precision: tuple[tuple[str, str, str], ...]
     num_threads: int
     default_dtype: str
+    keep_host_memory: bool = False
+    """Whether a kit has told the allocator to keep what is freed; the one switch that nothing puts back."""
 
     @property
     def deterministic(self) -> bool:
@@ -82,11 +85,15 @@ def read_user_flags() -> UserFlags:
         fp32_precision=_read_fp32(),
         num_threads=torch.get_num_threads(),
         default_dtype=str(torch.get_default_dtype()),
+        keep_host_memory=host_memory.kept(),
     )
 
 
 def write_user_flags(flags: UserFlags) -> None:
-    """Make this process's flags those: a bench process starts as the user's own is."""
+    """Make this process's flags those: a bench process starts as the user's own is.
+
+    How it allocates is left to the settings of a trial, since nothing takes that back.
+    """
     torch.backends.cudnn.benchmark = flags.cudnn_benchmark
     torch.backends.cudnn.deterministic = flags.cudnn_deterministic
     if torch.get_deterministic_debug_mode() != flags.deterministic_mode:
@@ -113,6 +120,8 @@ def apply_flags(compute: ComputeSettings, yours: UserFlags, device_type: str) ->
             _set_tf32("highest", conv=yours.conv_tf32)
     if compute.cpu_threads is not None:
         torch.set_num_threads(compute.cpu_threads)
+    if compute.keep_host_memory:
+        host_memory.keep()
 
 
 def _set_tf32(matmul: str, *, conv: bool) -> None:

@@ -7,11 +7,13 @@ hangs or dies takes the user's process with it: the bench process exists because
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from autotune.errors import ModelError
+from autotune.facts import MachineFacts
 from autotune.measure import flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
 from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
@@ -43,7 +45,7 @@ class InProcessRunner:
             model, optimizer, copied_loss = _copied((self._workload.model, frozen, weighted), memo)
             own = self._workload.with_(model=model, optimizer=optimizer, loss=copied_loss or loss)
             private = loaders.private_copy(parts) if parts is not None else None
-            self._session = Session(own, private, user_flags, machine_facts)
+            self._session = Session(own, private, user_flags, _machine_facts)
         return self._session
 
     def describe(self) -> Description:
@@ -78,6 +80,11 @@ class InProcessRunner:
     def close(self) -> None:
         """Let the copy go."""
         self._session = None
+
+
+def _machine_facts() -> MachineFacts:
+    """Of this machine; how the user's own process allocates could not be put back, so it is left alone."""
+    return replace(machine_facts(), host_memory_fixed="a trial in your own process could not put it back")
 
 
 def _copied(live: tuple[Any, Any, Any], memo: dict[int, Any]) -> tuple[Any, Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from autotune.facts import GpuFacts, MachineFacts
-from autotune.measure import limits
+from autotune.measure import host_memory, limits
 from autotune.measure.nvml import NvmlGpu, visible_gpus
 
 
@@ -46,6 +46,7 @@ def machine_facts(*, initialise_cuda: bool = True) -> MachineFacts:
         cudnn_version=_cudnn_version(torch),
         cpu_native_bf16=cpu_has_native_bf16(),
         wsl="microsoft" in platform.release().lower(),
+        host_memory_fixed=host_memory.fixed(),
         gpus=_gpus(torch, initialise_cuda=initialise_cuda),
     )
 

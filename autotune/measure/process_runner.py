@@ -43,6 +43,8 @@ class ProcessRunner:
         self._used = False
         self._last_step: Settings | None = None
         """Of the process as it is."""
+        self._keeps_memory = False
+        """Whether any trial, of the loader alone too, has told its allocator to keep what is freed."""
         self._description: Description | None = None
 
     def describe(self) -> Description:
@@ -68,15 +70,19 @@ class ProcessRunner:
             self._last_step = value.yours  # which were just run
         return self._description
 
-    def _runs_unlike(self, spec: TrialSpec) -> bool:
-        """Whether the process has run steps in a way that would show in this trial."""
-        before = self._last_step
-        return before is not None and spec.mode != "loader" and needs_own_process(before, spec.settings)
+    def _leave_unlike(self, settings: Settings, *, steps: bool = True) -> None:
+        """Leave a process in which earlier trials would show in this one."""
+        before, keeps = self._last_step, settings.compute.keep_host_memory
+        if (self._keeps_memory and not keeps) or (
+            steps and before is not None and needs_own_process(before, settings)
+        ):
+            self._drop()
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """Run `spec` in the bench process; only this trial is lost when it takes the process down."""
-        if (spec.fresh_process and self._used) or self._runs_unlike(spec):
+        if spec.fresh_process and self._used:
             self._drop()
+        self._leave_unlike(spec.settings, steps=spec.mode != "loader")
         started = time.monotonic()
         kind, value = self._ask("run", spec, spec.timeout_s)
         self._used = True
@@ -97,8 +103,7 @@ class ProcessRunner:
 
     def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
         """The same steps under both settings, in the bench process."""
-        if self._last_step is not None and needs_own_process(self._last_step, spec.settings):
-            self._drop()
+        self._leave_unlike(spec.settings)
         started = time.monotonic()
         kind, value = self._ask("numerics", spec, spec.timeout_s)
         self._used, self._last_step = True, spec.settings
@@ -110,8 +115,7 @@ class ProcessRunner:
 
     def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
         """Both batch sizes trained for a while, in the bench process."""
-        if self._last_step is not None and needs_own_process(self._last_step, spec.settings):
-            self._drop()
+        self._leave_unlike(spec.settings)
         started = time.monotonic()
         kind, value = self._ask("pilot", spec, spec.timeout_s)
         self._used, self._last_step = True, spec.settings
@@ -136,10 +140,12 @@ class ProcessRunner:
         try:
             if self._bench is None:
                 self._bench = self._launcher.launch()
-                self._used, self._last_step = False, None
+                self._used, self._last_step, self._keeps_memory = False, None, False
             bench = self._bench
             self._launcher.mark_log()  # what earlier trials wrote explains nothing of this one
             bench.connection.send((request, argument))
+            if request != "describe" and argument.settings.compute.keep_host_memory:
+                self._keeps_memory = True
             if not bench.connection.poll(timeout_s):
                 return "lost", self._timed_out(timeout_s)
             kind, value = bench.connection.recv()

@@ -199,6 +199,7 @@ def _yours(session: Session) -> Settings:
         channels_last=session.channels_last,
         fused_optimizer=optimizers.is_fused(session.build_optimizers().values()),
         cpu_threads=session.user_flags.num_threads if on_cpu else None,
+        keep_host_memory=session.user_flags.keep_host_memory and on_cpu,
     )
     loader = session.parts.settings if session.parts is not None else LoaderSettings()
     if loader.num_workers == 0:

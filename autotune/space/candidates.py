@@ -231,13 +231,16 @@ def bundle(space: Space) -> Settings:
     return guess
 
 
+_SWITCHES = ("pin_memory", "non_blocking", "channels_last", "fused_optimizer", "keep_host_memory")
+
+
 def _guesses(space: Space) -> list[tuple[str, KnobValue]]:
     """Knob and value in order of trust, those searched only; a later guess may refine an earlier one."""
     usable = space.machine.usable_cpus
     # On a CPU every worker takes a core from the model.
     workers = max(1, min(usable - 1, 8)) if space.workload.accelerated else max(1, min(usable // 4, 2))
     switches: list[tuple[str, KnobValue]] = [
-        *((name, True) for name in ("pin_memory", "non_blocking", "channels_last", "fused_optimizer")),
+        *((name, True) for name in _SWITCHES),
         *(("precision", p) for p in reversed(native_precisions(space.machine, space.workload))),
     ]
     below = [n for n in space.values("num_workers") if isinstance(n, int) and 0 < n <= workers]

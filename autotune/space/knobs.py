@@ -121,6 +121,14 @@ KNOBS: tuple[Knob, ...] = (
         doc="threads that share one operation; sums are split among them",
         cost_rank=0,
     ),
+    Knob(
+        name="keep_host_memory",
+        group="compute",
+        kind="exact",
+        needs="a model that runs on the CPU, and glibc's allocator",
+        doc="memory that a step frees stays with the process for the next one",
+        cost_rank=0,
+    ),
 )
 
 _BY_NAME = {each.name: each for each in KNOBS}

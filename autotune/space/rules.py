@@ -94,6 +94,11 @@ def cudnn_kept(workload: WorkloadFacts) -> str:
     return "" if workload.has_conv2d else "the model has no 2-D convolution"
 
 
+def host_memory_kept(machine: MachineFacts, workload: WorkloadFacts) -> str:
+    """Why the allocator of the process is left as it is; empty where it can be told to keep what is freed."""
+    return "the model does not run on the CPU" if workload.accelerated else machine.host_memory_fixed
+
+
 def canonical(
     settings: Settings, machine: MachineFacts, workload: WorkloadFacts, *, keep_persistent: bool = False
 ) -> Settings:
@@ -121,6 +126,8 @@ def canonical(
         settings = settings.replace(cpu_threads=None)
     if device_type(workload) != "cuda":
         settings = settings.replace(cudnn_benchmark=False)
+    if workload.accelerated:
+        settings = settings.replace(keep_host_memory=False)
     return settings
 
 
@@ -249,6 +256,9 @@ def _compute_violations(
         found.append("fused_optimizer: this optimizer has no fused kernel here")
     if wanted.cpu_threads is not None and wanted.cpu_threads != (known.cpu_threads if known else None):
         found += _thread_violations(wanted.cpu_threads, machine, workload)
+    newly_kept = wanted.keep_host_memory and not (known and known.keep_host_memory)
+    if newly_kept and (why := host_memory_kept(machine, workload)):
+        found.append(f"keep_host_memory does not apply: {why}")
     return found
 
 
@@ -273,9 +283,11 @@ def needs_own_process(before: Settings, after: Settings) -> bool:
     """Whether the step of `after` cannot be measured in a process that has run the step of `before`.
 
     A process keeps cuDNN's plan for a shape, whether it was searched for or guessed: switching the search on
-    or off later changes nothing (seen on torch 2.11).
+    or off later changes nothing (seen on torch 2.11). And an allocator that was told to keep memory does so
+    for good.
     """
-    return before.compute.cudnn_benchmark != after.compute.cudnn_benchmark
+    switched = before.compute.cudnn_benchmark != after.compute.cudnn_benchmark
+    return switched or (before.compute.keep_host_memory and not after.compute.keep_host_memory)
 
 
 def simplicity(settings: Settings) -> tuple[int, ...]:
@@ -286,7 +298,8 @@ def simplicity(settings: Settings) -> tuple[int, ...]:
     """
     flat, loader, compute = settings.flat(), settings.loader, settings.compute
     plain = Settings().compute
-    switched = sum(getattr(compute, name) != getattr(plain, name) for name in GROUPS["compute"])
+    rounding = [name for name in GROUPS["compute"] if name != "keep_host_memory"]  # which changes no number
+    switched = sum(getattr(compute, name) != getattr(plain, name) for name in rounding)
     return (
         loader.batch_size or 0,
         int(switched > 0),
@@ -299,6 +312,12 @@ def simplicity(settings: Settings) -> tuple[int, ...]:
         int(loader.persistent_workers),
         *(
             int(flat[name] or 0)
-            for name in ("cpu_threads", "channels_last", "cudnn_benchmark", "fused_optimizer")
+            for name in (
+                "cpu_threads",
+                "channels_last",
+                "cudnn_benchmark",
+                "fused_optimizer",
+                "keep_host_memory",
+            )
         ),
     )

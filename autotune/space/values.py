@@ -16,6 +16,7 @@ from autotune.space.rules import (
     channels_last_kept,
     cudnn_kept,
     device_type,
+    host_memory_kept,
     runs_in,
     transfer_kept,
     violations,
@@ -198,6 +199,11 @@ def _cpu_threads(ground: Ground) -> Choice:
     )
 
 
+def _keep_host_memory(ground: Ground) -> Choice:
+    kept = host_memory_kept(ground.machine, ground.workload)
+    return Choice(kept=kept) if kept else Choice(values=(False, True))
+
+
 _CHOICES: dict[str, Callable[[Ground], Choice]] = {
     "num_workers": _num_workers,
     "prefetch_factor": _prefetch_factor,
@@ -210,6 +216,7 @@ _CHOICES: dict[str, Callable[[Ground], Choice]] = {
     "channels_last": _channels_last,
     "fused_optimizer": _fused_optimizer,
     "cpu_threads": _cpu_threads,
+    "keep_host_memory": _keep_host_memory,
 }
 
 

@@ -51,6 +51,16 @@ class TestInProcessRunner(RealRunnerContract):
         runner.close()
 
 
+class TestOwnProcess:
+    """What only a process of the user's own asks for."""
+
+    def test_its_allocator_is_left_alone(self) -> None:
+        """Nothing could put it back, so it is not searched there; a bench process ends with its run."""
+        runner = InProcessRunner(ROWS)
+        assert "your own process" in runner.describe().machine.host_memory_fixed
+        runner.close()
+
+
 class TestWithoutLoader(RealRunnerContract):
     """A loop that makes its own batches."""
 

@@ -88,6 +88,15 @@ def test_a_loader_alone_runs_in_any_process() -> None:
     assert started((PLAIN, "full"), (SEARCHED, "loader"), (PLAIN, "full")) == 1
 
 
+def test_memory_once_kept_is_kept_for_the_life_of_a_process() -> None:
+    """So what does not keep it runs in another process, and a trial of the loader alone marks one as well."""
+    keeping = PLAIN.replace(keep_host_memory=True)
+    assert started((PLAIN, "full"), (keeping, "full"), (keeping, "loader")) == 1
+    assert started((keeping, "full"), (PLAIN, "full"), (PLAIN, "compute")) == 2
+    assert started((keeping, "loader"), (PLAIN, "full")) == 2
+    assert started((keeping, "full"), (PLAIN, "loader")) == 2
+
+
 def test_switching_is_expected_to_cost_a_process_and_its_kernels() -> None:
     """The plan knows what the runner will do: start anew, and search again."""
     space = space_of(setup_s=7.0, gpus=(), **GPU)

