@@ -3,9 +3,10 @@
 Batches are drawn once, in the user's own size, and held on the host, as many as `HELD_BYTES` take; where that
 is fewer than there are steps, they come round again. Each run begins at the initial weights and the same
 random numbers. Before it, the gradient of the first batch is looked at while no optimizer steps: there the
-weights are equal, so that rounding alone tells the gradients apart. A float16 scaler is lowered there until
-nothing overflows and keeps that factor: a run that lost its first steps to that would be behind for a reason
-that a longer training does not have.
+weights are equal, so that rounding alone tells the gradients apart. Where it tells them far apart, they are
+looked at again where the reference's steps led to. A float16 scaler is lowered before the steps until nothing
+overflows, and a step that overflows later is taken again while the scaler still looks for its factor: a run
+that lost steps to that would be behind for a reason that a longer training does not have.
 
 The reference runs once more where there is time: the batches of the first two thirds in reverse order, with
 other random numbers. How far its losses over the last third move says what is no more than chance.
@@ -24,7 +25,15 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from autotune.measure import batches, flags, timing
 from autotune.measure.tap import GradientSum, GradientTap
-from autotune.recipe.guard import GradientMatch, NumericsRecord, NumericsRun, NumericsStep, late_steps
+from autotune.recipe.guard import (
+    CALIBRATION_STEPS,
+    GradientMatch,
+    NumericsRecord,
+    NumericsRun,
+    NumericsStep,
+    is_close,
+    late_steps,
+)
 from autotune.settings import LoaderSettings, Settings
 
 if TYPE_CHECKING:
@@ -57,6 +66,7 @@ def compare(session: Session, spec: NumericsSpec, started: float) -> NumericsRec
     runs = _Runs(session, drawn, deadline)
     before_s = time.perf_counter()
     reference = runs.run(spec.reference, order, spec.seed)
+    settled = _Weights(session)
     run_s = time.perf_counter() - before_s
     other = runs.run(spec.settings, order, spec.seed)
     record = NumericsRecord(
@@ -65,13 +75,14 @@ def compare(session: Session, spec: NumericsSpec, started: float) -> NumericsRec
         run=other.run,
         reference_run=reference.run,
         gradients=_match(reference, other),
+        gradients_settled=runs.settled_match(spec, settled, _match(reference, other)),
         gradients_apart=_match(
             reference, replace(reference, gradient=runs.gradient(spec.reference, 1, spec.seed))
         )
         if len(drawn) > 1
         else None,
     )
-    del other
+    del other, settled
     if time.perf_counter() + run_s <= min(started + spec.window_s, deadline):
         late = late_steps(spec.steps)
         shuffled = [*order[:-late][::-1], *order[-late:]]
@@ -112,15 +123,48 @@ class _Seen:
     gradient: dict[str, torch.Tensor] | None
 
 
+class _Weights:
+    """Parameters as they are now, on the host: the device may have no room for them."""
+
+    def __init__(self, session: Session) -> None:
+        self._values = [
+            (p, p.detach().to("cpu", copy=True))
+            for model in session.models.values()
+            for p in model.parameters()
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The same parameters have these values again."""
+        for parameter, value in self._values:
+            parameter.copy_(value)
+
+
 class _Runs:
     """Runs of the same workload on the same batches."""
 
     def __init__(self, session: Session, drawn: Sequence[Any], deadline: float) -> None:
         self._session, self._drawn, self._deadline = session, drawn, deadline
 
-    def gradient(self, settings: Settings, number: int, seed: int) -> dict[str, torch.Tensor] | None:
-        """The gradient of one of the batches at the initial weights; None as in `run`."""
+    def settled_match(
+        self, spec: NumericsSpec, settled: _Weights, first: GradientMatch | None
+    ) -> GradientMatch | None:
+        """Both gradients where the steps led to; None where the `first` ones agree well enough."""
+        if first is None or is_close(first):
+            return None
+        sides = (
+            _Seen(NumericsRun(), self.gradient(settings, 0, spec.seed, settled))
+            for settings in (spec.reference, spec.settings)
+        )
+        return _match(*sides)
+
+    def gradient(
+        self, settings: Settings, number: int, seed: int, weights: _Weights | None = None
+    ) -> dict[str, torch.Tensor] | None:
+        """The gradient of one of the batches, at the initial weights without others; None as in `run`."""
         kit = self._kit(settings)
+        if weights is not None:
+            weights.put_back()
         tap = GradientTap(kit.optimizers.values())
         try:
             return self._first_gradient(kit, tap, seed, number)
@@ -146,11 +190,26 @@ class _Runs:
         try:
             gradient = self._first_gradient(kit, tap, seed, 0)
             session.restore()  # buffers: a look moves the statistics of batch norm
-            flags.seed_everything(seed)
-            steps = tuple(self._step(kit, tap, self._drawn[number]) for number in order)
+            steps = self._steps(kit, tap, order, seed)
         finally:
             tap.close()
         return _Seen(NumericsRun(steps=steps, scale=_scale(kit)), gradient)
+
+    def _steps(
+        self, kit: StepKit, tap: GradientTap, order: Sequence[int], seed: int
+    ) -> tuple[NumericsStep, ...]:
+        """A step on each batch. Of those that the scaler skips, the first few are taken again instead."""
+        steps: list[NumericsStep] = []
+        again = CALIBRATION_STEPS
+        while len(steps) < len(order):
+            # Of every second one, so that a seed and the next one have no step's random numbers in common.
+            flags.seed_everything(seed + 2 * len(steps))
+            step = self._step(kit, tap, self._drawn[order[len(steps)]])
+            if step.skipped and again > 0:
+                again -= 1
+            else:
+                steps.append(step)
+        return tuple(steps)
 
     def _first_gradient(
         self, kit: StepKit, tap: GradientTap, seed: int, number: int

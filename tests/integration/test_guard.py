@@ -119,6 +119,49 @@ def test_a_scaler_is_calibrated_before_the_steps_are_compared() -> None:
     assert judge_numerics(found).kind == "same"
 
 
+class Counts(nn.Module):
+    """Counts its forward passes; `off` belongs to the first few, and `factor` to the later ones."""
+
+    def __init__(self, *, off: float = 0.0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.off, self.factor = off, factor
+        self.layer, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.same: torch.Tensor
+        self.passes: torch.Tensor
+        self.register_buffer("same", torch.eye(32))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        off = self.off if float(self.head.bias.detach().abs().sum()) == 0 else 0.0
+        self.passes += 1
+        hidden = nn.functional.linear(torch.tanh(self.layer(x)) + off, self.same) - off
+        return self.head(hidden) * (self.factor if float(self.passes) > 1 else 1.0)
+
+
+def test_a_gradient_that_rounding_spoils_at_the_start_alone_is_let_through() -> None:
+    """It is looked at again where the steps led to, in both formats at the same weights."""
+    model = Counts(off=1000.0)
+    nn.init.zeros_(model.head.bias)
+    record = compared(rows(model, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3)), precision="bfloat16")
+    assert record.gradients is not None
+    assert record.gradients.cosine < 0.9
+    assert record.gradients_settled is not None
+    assert record.gradients_settled.cosine > 0.99
+    assert judge_numerics(record).kind == "same"
+    assert compared(rows(w.Net()), precision="bfloat16").gradients_settled is None
+
+
+def test_a_step_that_overflows_while_the_scaler_looks_for_its_factor_is_taken_again() -> None:
+    """A gradient that grows after the first step cost float16 the next ones, and it stayed behind."""
+    record = compared(
+        rows(Counts(factor=100.0), optimizer=lambda p: torch.optim.SGD(p, lr=1e-5)), precision="float16"
+    )
+    assert record.run.scale is not None
+    assert record.run.scale < 65536
+    assert len(record.run.steps) == len(record.reference_run.steps)
+    assert not any(step.skipped for step in record.run.steps)
+
+
 class Drops(nn.Module):
     """A perceptron with dropout and a statistic of its own."""
 

@@ -111,6 +111,17 @@ def test_a_first_gradient_that_is_off_is_worse(match, said):
     assert judge_numerics(record(gradients=match, gradients_again=match)).kind == "same"
 
 
+@pytest.mark.parametrize("first", [{"cosine": 0.49, "norm_ratio": 1.0}, {"cosine": 1.0, "norm_ratio": 0.8}])
+def test_a_gradient_that_comes_right_with_the_first_steps_is_no_ground(first):
+    """Weights that were just drawn can amplify rounding; what is off after the steps stays off."""
+    match = GradientMatch(**first)
+    right = GradientMatch(cosine=0.9996, norm_ratio=1.0)
+    found = judge_numerics(record(gradients=match, gradients_settled=right))
+    assert found.kind == "same"
+    assert f"gradients' cosine {match.cosine:.4f}, 0.9996 after the steps" in found.reason
+    assert judge_numerics(record(gradients=match, gradients_settled=match)).kind == "worse"
+
+
 def test_skipped_steps_are_worse_after_the_scaler_is_calibrated():
     """Ten at the start are its usual search for a factor; two of twenty later are too many, one is not."""
     fp16 = {"settings": YOURS.replace(precision="float16")}
