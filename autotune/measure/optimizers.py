@@ -117,6 +117,17 @@ def fused_available(optimizers: Iterable[Optimizer], device_type: str) -> bool:
     return True
 
 
+def follow_parameters(optimizer: Optimizer) -> None:
+    """Momenta that were loaded before the model moved go to where their parameters are now."""
+    away = (
+        torch.is_tensor(value) and value.dim() > 0 and value.device != parameter.device
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    )
+    if any(away):
+        optimizer.load_state_dict(optimizer.state_dict())  # torch moves what it loads
+
+
 def set_fused(optimizer: Optimizer, fused: bool) -> None:
     """Switch an optimizer to the fused step or back, in place: schedulers that hold it go on working.
 

@@ -63,6 +63,7 @@ class StepKit:
         for model in self.models.values():
             set_memory_format(model, channels_last=settings.compute.channels_last)
         for optimizer in self.optimizers.values():
+            optimizers.follow_parameters(optimizer)
             optimizers.set_fused(optimizer, settings.compute.fused_optimizer)
         if settings.compute.precision == "float16":
             self.scaler = torch.amp.GradScaler(device.type)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from autotune.kit import make_kit
 from autotune.measure.flags import apply_flags, preserved, read_user_flags
 from autotune.measure.optimizers import set_fused
 from autotune.measure.stepkit import StepKit
@@ -145,3 +146,21 @@ def test_a_fused_sgd_that_overflows_first_learns_the_same() -> None:
             kit.step(batch)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_momenta_loaded_on_the_host_follow_the_model_to_the_gpu() -> None:
+    """A kit moves the model; an optimizer that was made and loaded before steps on from where it was."""
+    model = nn.Linear(16, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    squares(model, batches()[0]).backward()
+    optimizer.step()
+    held = [optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()]
+    with make_kit(Settings.from_flat({"batch_size": 32}), None, model, optimizer, loss=mse_to_zero) as kit:
+        assert all(p.is_cuda for p in model.parameters())
+        for p, before in zip(model.parameters(), held, strict=True):
+            torch.testing.assert_close(optimizer.state[p]["momentum_buffer"].cpu(), before)
+        kit.step((batches()[1], torch.zeros(32, 4)))
+
+
+def mse_to_zero(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.mse_loss(output, target)

@@ -19,6 +19,7 @@ from autotune.measure.optimizers import (
     build_optimizers,
     decoupled,
     family,
+    follow_parameters,
     freeze_optimizer,
     fused_available,
     is_fused,
@@ -350,3 +351,19 @@ def test_a_group_without_a_second_moment_gets_none() -> None:
     group = {"betas": (0.8, 0.999)}
     set_beta2(group, 0.5)
     assert group == {"betas": (0.8, 0.5)}
+
+
+def test_state_goes_where_its_parameter_is_and_nothing_else_moves() -> None:
+    """Momenta loaded before the model moved would stop the first step; a counter stays on the host."""
+    moved = nn.Parameter(torch.empty(3, device="meta"))
+    optimizer = torch.optim.SGD([moved], lr=0.1, momentum=0.9)
+    optimizer.state[moved] = {"momentum_buffer": torch.ones(3), "step": torch.tensor(2.0)}
+    follow_parameters(optimizer)
+    assert optimizer.state[moved]["momentum_buffer"].device.type == "meta"
+    assert optimizer.state[moved]["step"].device.type == "cpu"
+    there = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
+    (parameter,) = there.param_groups[0]["params"]
+    buffer = torch.ones(3)
+    there.state[parameter] = {"momentum_buffer": buffer}
+    follow_parameters(there)
+    assert there.state[parameter]["momentum_buffer"] is buffer
