@@ -302,7 +302,7 @@ class _Session:
         needed = needed_s(self.context, self.history)
         if needed > self.context.remaining_s:
             whole_s = math.ceil(1.1 * (self.elapsed_s() + needed))
-            raise short_budget(budget_s, whole_s, trial.measurement.wall_s)
+            raise short_budget(budget_s, whole_s, trial.measurement.wall_s, self.elapsed_s())
 
     def _know(self) -> Knowledge:
         return Knowledge(self.context, self.history)

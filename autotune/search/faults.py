@@ -33,11 +33,12 @@ def baseline_error(failure: Failure) -> AutotuneError:
     return BaselineError("your own settings do not run", why=why, fix=fix, detail=detail)
 
 
-def short_budget(budget_s: float, needed_s: float, baseline_s: float) -> BudgetError:
+def short_budget(budget_s: float, needed_s: float, baseline_s: float, elapsed_s: float) -> BudgetError:
     """The error for a budget that does not hold the baseline and one comparison."""
+    start, run = format_duration(max(elapsed_s - baseline_s, 0.0)), format_duration(baseline_s)
     return BudgetError(
         f"a budget of {format_duration(budget_s)} is too short",
-        why=f"one run of your own settings takes {format_duration(baseline_s)}, a comparison several",
+        why=f"the start took {start} and one run of your own settings {run}, and a comparison takes several",
         fix=f"give at least {format_duration(needed_s)}",
     )
 

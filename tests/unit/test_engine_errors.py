@@ -24,6 +24,7 @@ def test_a_short_budget_says_how_long_is_needed_and_that_is_enough():
         run_fake(fake_runner(), 8.0)
     needed = parse_duration_s(re.search(r"at least (.*)", caught.value.fix)[1].replace(" ", ""))
     assert needed > 8.0
+    assert re.match(r"the start took .* and one run of your own settings .*, and", caught.value.why)
     outcome = run_fake(fake_runner(), needed)
     assert any(t.spec.stage == "final" for t in outcome.trials)
 
