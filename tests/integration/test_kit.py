@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,14 +13,18 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from autotune import kit as kits
 from autotune.errors import AutotuneError
-from autotune.kit import Kit, make_kit
+from autotune.kit import Kit
 from autotune.measure import flags
 from autotune.measure.stepkit import is_channels_last
 from autotune.outcome import Recipe
 from autotune.settings import Settings
 
 PLAIN = Settings.from_flat({"batch_size": 16})
+
+make_kit = partial(kits.make_kit, device="cpu")
+"""Where the loops written by hand are."""
 
 
 def batches(count: int = 4) -> list[Any]:

@@ -6,6 +6,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
+from autotune import kit as kits
 from autotune.errors import AutotuneError, AutotuneWarning
-from autotune.kit import Kit, make_kit
+from autotune.kit import Kit
 from autotune.measure.models import batch_norm_momenta
 from autotune.outcome import Decay, LargeBatch, Recipe
 from autotune.recipe.scaling import scale_recipe
@@ -27,6 +29,10 @@ from autotune.settings import Settings
 
 REFERENCE = 4
 STEPS = 40
+
+make_kit = partial(kits.make_kit, device="cpu")
+"""Where the loops written by hand are."""
+
 MAKERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "multiplicative": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),

@@ -50,7 +50,7 @@ class Edges(nn.Module):
 
 def test_a_sparse_buffer_is_kept_like_any_other() -> None:
     """It has no strides to ask for, and its values are put back with the rest."""
-    session = session_of(Workload(Edges(), w.Rows(), batch_size=16, optimizer=w.sgd))
+    session = session_of(Workload(Edges(), w.Rows(), batch_size=16, optimizer=w.sgd, device="cpu"))
     measured(session)
     with torch.no_grad():
         session.main_model.edges.mul_(2)

@@ -87,6 +87,7 @@ def test_the_users_state_is_what_it_was(runner: str, ending: str, tmp_path: Any)
     options: dict[str, Any] = {
         "optimizer": optimizer,
         "batch_size": 16,
+        "device": "cpu",  # a process that opens CUDA takes a third of such a budget to start
         "budget": 25,
         "runner": runner,
         "storage": str(tmp_path / "study.journal"),
@@ -111,7 +112,13 @@ def test_a_users_dataloader_is_not_drawn_from(tmp_path: Any) -> None:
     expected = copy.deepcopy(generator)
     for runner in ("process", "in_process"):
         autotune.find_best(
-            w.Net(), loader, optimizer=w.sgd, budget=25, runner=runner, storage=str(tmp_path / runner)
+            w.Net(),
+            loader,
+            optimizer=w.sgd,
+            device="cpu",
+            budget=25,
+            runner=runner,
+            storage=str(tmp_path / runner),
         )
     assert torch.equal(before, generator.get_state())
     assert torch.equal(torch.randperm(9, generator=expected), torch.randperm(9, generator=generator))

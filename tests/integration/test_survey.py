@@ -80,7 +80,7 @@ def test_what_the_users_code_sets_already_is_yours() -> None:
 def test_what_does_nothing_on_this_device_is_no_part_of_yours() -> None:
     """Pinned memory asked for on a CPU is neither measured nor counted as a difference."""
     loader = DataLoader(w.Rows(), batch_size=16, pin_memory=True, num_workers=1, prefetch_factor=3)
-    yours = described(Workload(w.Net(), loader, optimizer=w.sgd)).yours.loader
+    yours = described(Workload(w.Net(), loader, optimizer=w.sgd, device="cpu")).yours.loader
     assert yours.pin_memory is False
     assert (yours.batch_size, yours.num_workers, yours.prefetch_factor) == (16, 1, 3)
 
