@@ -101,7 +101,9 @@ def open_groups(know: Knowledge) -> list[MoveGroup]:
         closed |= {"compute"} if waits else set()
         # Copies, pinning and unpickling keep the host from launching kernels, and none of it is waiting.
         hindered = compute is not None and latest.samples_per_s < _UNHINDERED * compute
-        closed |= {"loader"} if latest.wait_share < LOADER_IDLE and not hindered else set()
+        # Nor is it where the rate is the loader's own: then some of the waits were taken for steps.
+        idle = latest.wait_share < LOADER_IDLE and not hindered and not at_loader
+        closed |= {"loader"} if idle else set()
     return [group for group in order if group in searched and group not in closed]
 
 

@@ -200,7 +200,7 @@ def _wanted(
 ) -> Run | Sample | LookAtGradients | TrainBoth | EndSearch:
     spec = _again(know, costs, room_s) or _ceiling(know, costs, room_s)
     spec = spec or _race(know, costs) or _reference(know, costs, room_s) or _fixed(know, costs)
-    spec = spec or _before(know, costs)
+    spec = spec or _before(know, costs) or _put_back(know, costs)
     if spec is not None:
         return Run(spec=spec)
     groups = open_groups(know)
@@ -325,6 +325,17 @@ def _before(know: Knowledge, costs: Costs) -> TrialSpec | None:
         if worth_trying_now(know, settings):
             return costs.search_spec(settings, "joint", "what won here before")
     return None
+
+
+def _put_back(know: Knowledge, costs: Costs) -> TrialSpec | None:
+    """The fastest of what rounds too coarsely in the user's own precision: all else may be right about it."""
+    coarse = [s for s in know.full if (found := know.numerics(s)) is not None and found.kind == "worse"]
+    if not coarse:
+        return None
+    fastest = max(coarse, key=know.rate)
+    settings = fastest.replace(precision=know.yours.compute.precision)
+    wanted = worth_trying_now(know, settings)
+    return costs.search_spec(settings, "joint", "the fastest, in your own precision") if wanted else None
 
 
 def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:

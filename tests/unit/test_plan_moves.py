@@ -204,6 +204,17 @@ def test_a_rate_at_the_compute_ceiling_closes_the_loader_side():
     assert not moved & {"num_workers", "prefetch_factor"}
 
 
+def test_a_gpu_at_its_loaders_rate_gets_more_workers():
+    """Few waits say nothing there: the search does not end before a faster loader was tried."""
+    space = accelerated()
+    eight = space.settings(num_workers=8, precision="bfloat16")  # whose step alone nobody has seen
+    history = History().ran(space.yours, 100, "yours", wait=0.6)
+    history.ran(space.yours, 120, "ceiling", "loader", wall_s=5.0)
+    history.ran(space.yours, 900, "ceiling", "compute", wall_s=5.0)
+    history.ran(eight, 500, "loader", "loader").ran(eight, 500, wait=0.01)
+    assert "num_workers" in groups_moved(space, history)
+
+
 def test_nothing_to_gain_is_said_at_once():
     """Where only the loader may change and it costs nothing, the search ends before its first move."""
     space = space_of(allow="exact")

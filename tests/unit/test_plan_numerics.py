@@ -88,6 +88,19 @@ def test_a_candidate_that_trains_worse_leaves_its_place_to_the_next() -> None:
     assert acceptable(ctx, history, SPACE.settings(channels_last=True, num_workers=2))
 
 
+def test_what_rounds_too_coarsely_is_tried_in_your_own_precision() -> None:
+    """The workers that were found with it are not lost, and are measured once."""
+    history = ahead(BF16, BF16.replace(num_workers=2, prefetch_factor=2, persistent_workers=True))
+    ctx = searching(numerics=(judged(BF16, 0.12),))
+    move = next_move(ctx, history)
+    assert isinstance(move, Run)
+    assert move.spec.settings == SPACE.settings(num_workers=2)
+    assert move.spec.settings.compute.precision == YOURS.compute.precision
+    after = next_move(ctx, history.ran(move.spec.settings, 160.0))
+    assert isinstance(after, Run)
+    assert after.spec.settings != move.spec.settings
+
+
 def test_what_is_known_of_a_precision_holds_whatever_else_changes() -> None:
     """And says nothing of another precision, or of settings that keep it."""
     know = Knowledge(searching(numerics=(judged(BF16, 0.12),)), ahead(BF16))
