@@ -44,10 +44,10 @@ def fixed(environment: Mapping[str, str] = os.environ) -> str:
 def keep() -> None:
     """Keep what is freed from now on, in this process and those forked from it; nothing takes it back.
 
-    Nothing happens where the allocator is not glibc's.
+    Nothing happens where `fixed` gives a reason.
     """
     global _kept  # noqa: PLW0603  # a property of the process, which the library does not tell
-    if _kept or fixed({}):
+    if _kept or fixed():
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)

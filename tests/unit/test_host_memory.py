@@ -9,7 +9,7 @@ import pytest
 
 from autotune.measure import host_memory
 
-needs_glibc = pytest.mark.skipif(bool(host_memory.fixed({})), reason="the allocator here is not glibc's")
+needs_glibc = pytest.mark.skipif(bool(host_memory.fixed()), reason=f"no telling here: {host_memory.fixed()}")
 
 MAPPED = """
 import ctypes, torch
@@ -104,6 +104,13 @@ def test_a_kit_tells_it_and_a_later_run_knows() -> None:
     """It stays for the life of the process, so it is then part of what the user runs."""
     assert told(KIT) == ["True"]
     assert not host_memory.kept()
+
+
+@needs_glibc
+def test_a_kit_leaves_the_users_own_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile from elsewhere may ask for it where the user has set another way."""
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert told(KIT) == ["False"]
 
 
 @needs_glibc
