@@ -275,8 +275,9 @@ class Costs:
         first = next((t for t in self.know.history if t.spec.stage == "final"), None)
         if first is not None:
             return first.spec.fresh_process
-        if needs_own_process(self.know.yours, self.know.incumbent):
-            return True  # each final would start one anyway
+        sides = (self.know.yours, self.know.incumbent)
+        if needs_own_process(*sides) or needs_own_process(*sides[::-1]):
+            return True  # each final, or every other one, would start one anyway
         return _FRESH_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
 
     @cached_property

@@ -219,7 +219,8 @@ def _check_value(which: Knob, value: KnobValue) -> None:
 def bundle(space: Space) -> Settings:
     """What an expert would try first, from the facts alone; legal, and *yours* where nothing applies.
 
-    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process: it is tried by itself.
+    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process, and `keep_host_memory`,
+    after which nothing else shares the process: they are tried by themselves.
 
     Sources: the tuning guides of PyTorch and NVIDIA for the switches; one CPU left to the training loop.
     """
@@ -231,16 +232,13 @@ def bundle(space: Space) -> Settings:
     return guess
 
 
-_SWITCHES = ("pin_memory", "non_blocking", "channels_last", "fused_optimizer", "keep_host_memory")
-
-
 def _guesses(space: Space) -> list[tuple[str, KnobValue]]:
     """Knob and value in order of trust, those searched only; a later guess may refine an earlier one."""
     usable = space.machine.usable_cpus
     # On a CPU every worker takes a core from the model.
     workers = max(1, min(usable - 1, 8)) if space.workload.accelerated else max(1, min(usable // 4, 2))
     switches: list[tuple[str, KnobValue]] = [
-        *((name, True) for name in _SWITCHES),
+        *((name, True) for name in ("pin_memory", "non_blocking", "channels_last", "fused_optimizer")),
         *(("precision", p) for p in reversed(native_precisions(space.machine, space.workload))),
     ]
     below = [n for n in space.values("num_workers") if isinstance(n, int) and 0 < n <= workers]

@@ -29,7 +29,7 @@ class Knob:
     doc: str
     """What it does, a phrase for the user."""
     cost_rank: int
-    """What one value costs to try: 0 a flag, 1 new kernels, 2 new worker processes, 3 another memory need."""
+    """What one value costs to try: 0 a flag, 1 new kernels, 2 new processes, 3 another memory need."""
 
 
 KNOBS: tuple[Knob, ...] = (
@@ -127,7 +127,7 @@ KNOBS: tuple[Knob, ...] = (
         kind="exact",
         needs="a model that runs on the CPU, and glibc's allocator",
         doc="memory that a step frees stays with the process for the next one",
-        cost_rank=0,
+        cost_rank=2,
     ),
 )
 

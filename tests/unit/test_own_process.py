@@ -183,3 +183,15 @@ class Stalling(FakeRunner):
         self.stalled += 1
         self.clock.advance(spec.timeout_s)
         return Failure(kind="timeout", message="no end", wall_s=spec.timeout_s)
+
+
+def test_finals_of_settings_that_keep_memory_are_fresh() -> None:
+    """*Yours* after them starts a process in any case, so sides that share one would not be alike."""
+    space = space_of(setup_s=60.0, gpus=(), device="cpu", host_memory_fixed="")
+    keeping = space.settings(keep_host_memory=True)
+    history = History().opened(space)
+    for _ in range(2):
+        history.ran(keeping, 150.0)
+    know = Knowledge(context(space), history)
+    assert know.incumbent == keeping
+    assert Costs(know).fresh_finals

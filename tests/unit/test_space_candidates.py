@@ -210,13 +210,14 @@ def test_the_bundle_on_a_cpu_leaves_the_cpus_to_the_model():
     assert bundle(on_cpu()).loader.num_workers == 2
 
 
-def test_the_bundle_on_a_cpu_keeps_memory():
-    """It changes no number, so it is searched in every class and guessed at first."""
+def test_keeping_memory_is_a_move_of_its_own():
+    """It changes no number, so it is searched in every class; after it nothing else shares the process."""
     able = plain_machine(host_memory_fixed="")
-    assert bundle(on_cpu(machine=able)).compute.keep_host_memory
-    assert not bundle(on_cpu()).compute.keep_host_memory
     space = on_cpu(machine=able, allow="exact")
     assert space.values("keep_host_memory") == (False, True)
+    assert not bundle(space).compute.keep_host_memory
+    moves = neighbours(space, YOURS, "compute")
+    assert ("keep_host_memory", YOURS.replace(keep_host_memory=True)) in moves
 
 
 def test_the_bundle_takes_the_workers_that_fit():
