@@ -219,8 +219,8 @@ def _check_value(which: Knob, value: KnobValue) -> None:
 def bundle(space: Space) -> Settings:
     """What an expert would try first, from the facts alone; legal, and *yours* where nothing applies.
 
-    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process, and `keep_host_memory`,
-    after which nothing else shares the process: they are tried by themselves.
+    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process, and without
+    `keep_host_memory`, after which nothing else shares the process: they are tried by themselves.
 
     Sources: the tuning guides of PyTorch and NVIDIA for the switches; one CPU left to the training loop.
     """
