@@ -23,7 +23,6 @@ WARMUP_EPOCHS = 5
 """Goyal et al. warm up over five epochs."""
 ADAM_BETA2 = 0.999
 """torch's default, where nobody said."""
-ADAM_WARMUP_START = 0.01
 RUN_SHARE = 0.1
 """A warmup takes no more than this part of the run."""
 LARGE_GROWTH, LARGE_RUN_SHARE = 8.0, 0.25
@@ -226,9 +225,10 @@ def _warmup(
         share = RUN_SHARE if step.k <= LARGE_GROWTH else LARGE_RUN_SHARE
         samples = min(samples, int(share * (epochs or USUAL_EPOCHS) * epoch))
         samples = min(samples, WARMUP_EPOCHS * epoch) if sgd else samples
-    # SGD starts from the rate that is known to work. Adam's first steps are large whatever the rate.
-    start = 1 / step.factor if sgd else ADAM_WARMUP_START
-    return _Warmup(samples=samples, start=start, rule=f"{rule} ({source})") if samples else _Warmup()
+    # It starts from the rate that is known to work (ADR 0011).
+    return (
+        _Warmup(samples=samples, start=1 / step.factor, rule=f"{rule} ({source})") if samples else _Warmup()
+    )
 
 
 def _offer(workload: WorkloadFacts, step: _Step, epochs: int | None) -> LargeBatch | None:

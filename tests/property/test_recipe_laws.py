@@ -121,14 +121,13 @@ def test_a_larger_batch_never_lowers_the_learning_rate(recipe):
 
 @given(recipes(), st.integers(0, 10**8), st.integers(0, 10**8))
 def test_warmup_rises_from_its_start_and_stays_at_one(recipe, one, other):
-    """Monotone in samples, from SGD's own rate or a hundredth of Adam's, to exactly 1."""
+    """Monotone in samples, from the user's own rate to exactly 1."""
     early, late = sorted((one, other))
     assert warmup_factor(early, recipe) <= warmup_factor(late, recipe) <= 1.0
     assert warmup_factor(recipe.warmup_samples, recipe) == 1.0
     if recipe.warmup_samples:
         reference = recipe.reference_learning_rates[0] / recipe.learning_rates[0]
-        start = 0.01 if recipe.beta2s else reference
-        assert warmup_factor(0, recipe) == pytest.approx(start)
+        assert warmup_factor(0, recipe) == pytest.approx(reference)
 
 
 @given(recipes(), st.integers(1, 4096), st.integers(0, 10**6))

@@ -278,8 +278,9 @@ def test_warmup_is_linear_in_samples():
     assert warmup_factor(recipe.warmup_samples // 2, recipe) == pytest.approx(0.625)
 
 
-def test_adam_warms_up_from_a_hundredth():
-    """Its first steps are large whatever the rate; beta2 ** k forgets sooner: 2 / (1 - beta2) steps of it."""
+def test_adam_warms_up_from_its_own_rate():
+    """The user's own run starts at that rate; beta2 ** k forgets sooner: 2 / (1 - beta2) steps of it."""
     recipe = scale_recipe(plain_workload(**ADAMW, dataset_samples=None), 256, 32)
-    assert recipe.warmup_start == 0.01
+    assert recipe.warmup_start == pytest.approx(1 / math.sqrt(8))
+    assert warmup_factor(0, recipe) * recipe.learning_rates[0] == pytest.approx(ADAMW["learning_rates"][0])
     assert recipe.warmup_samples == math.ceil(2 / (1 - 0.999**8)) * 256
