@@ -5,24 +5,28 @@
 For each task and seed the noise scale is taken by the product's own probe, after some steps of training.
 Then the task is trained with k = 1, 2, 4, 8 and 16 times the batch from the same weights until its loss on
 held-out data is down at the target, with all that the recipe says: once whole, once without its warmup, so
-that the learning rates are seen alone. The runs are short, and a warmup takes up to a tenth of what the
-recipe is told is the run.
+that the learning rates are seen alone, and for Adam once with a warmup from a hundredth of the rate instead
+of the user's own. The runs are short, and a warmup takes up to a tenth of what the recipe is told is the run.
 
     predicted = (phi + M0) / (phi + M)        measured = samples to the target with M0 / samples with M
 
-Prints both, with phi at its estimate and at its lower bound, which is what the product counts on. Started
-again with the same file it goes on. Data: the folder named by AUTOTUNE_DATA.
+Prints both for several targets on the way, as phi grows while one trains, with phi at its estimate and at its
+lower bound, which is what the product counts on. Started again with the same file it goes on. No figure
+depends on speed, so runs may go side by side (`--jobs`) and on any device. Data: the folder named by
+AUTOTUNE_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +53,13 @@ from autotune.recipe.scaling import scale_recipe
 from autotune.settings import LoaderSettings, Settings
 
 GROWTHS = (1, 2, 4, 8, 16)
-MODES = ("whole", "rates")
-"""The recipe as it is, and without its warmup."""
+MODES = {
+    "whole": "the whole recipe",
+    "rates": "the recipe without its warmup",
+    "hundredth": "the recipe with its warmup from a hundredth",
+}
+OWN = "rates/1"
+"""The user's own batch, which has neither."""
 EPOCHS = 3
 """The length of the run that the recipe is told; also the most that a run is trained for."""
 CHUNK = 500
@@ -70,8 +79,11 @@ class Task:
     held_out: TensorDataset
     target: float
     """Loss on the held-out data."""
+    earlier: tuple[float, ...]
+    """Losses on the way there that samples are counted to as well."""
     every: int
     """Samples between two looks at them."""
+    device: str = "cpu"
 
 
 def mnist(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Task:
@@ -89,6 +101,7 @@ def mnist(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Task:
         train=parts[0],
         held_out=parts[1],
         target=0.1,
+        earlier=(0.2, 0.15, 0.12),
         every=1024,
     )
 
@@ -114,6 +127,7 @@ def char_lm(length: int = 32) -> Task:
         train=TensorDataset(windows[:kept, :-1].contiguous(), windows[:kept, 1:].contiguous()),
         held_out=TensorDataset(held_out[:, :-1].contiguous(), held_out[:, 1:].contiguous()),
         target=2.1,
+        earlier=(2.4, 2.3, 2.2),
         every=1024,
     )
 
@@ -123,6 +137,18 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mnist-adamw": lambda: mnist(partial(torch.optim.AdamW, lr=1e-3)),
     "char-lm-adamw": char_lm,
 }
+
+
+@lru_cache(maxsize=1)
+def task_of(name: str, device: str, target: float | None) -> Task:
+    """A task with all of its data on the device, to its own target or another."""
+    task = TASKS[name]()
+    train, held_out = (
+        TensorDataset(*(tensor.to(device) for tensor in data.tensors)) for data in (task.train, task.held_out)
+    )
+    return replace(
+        task, train=train, held_out=held_out, target=task.target if target is None else target, device=device
+    )
 
 
 def probe(task: Task, seed: int, warm_steps: int) -> Any:
@@ -136,7 +162,12 @@ def probe(task: Task, seed: int, warm_steps: int) -> Any:
     torch.manual_seed(seed)
     runner = InProcessRunner(
         Workload(
-            task.model(), task.train, loss=task.loss, optimizer=task.optimizer, batch_size=task.batch_size
+            task.model(),
+            TensorDataset(*(tensor.cpu() for tensor in task.train.tensors)),
+            loss=task.loss,
+            optimizer=task.optimizer,
+            batch_size=task.batch_size,
+            device=task.device,
         )
     )
     described, refused = runner.describe(), []
@@ -162,7 +193,7 @@ def batches(data: TensorDataset, size: int, epochs: int, seed: int) -> Iterator[
     """Whole batches of freshly shuffled data."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        order = torch.randperm(len(data), generator=generator)
+        order = torch.randperm(len(data), generator=generator).to(data.tensors[0].device)
         for chosen in order.split(size):
             if len(chosen) == size:
                 yield tuple(tensor[chosen] for tensor in data.tensors)
@@ -174,7 +205,7 @@ def train(task: Task, recipe: Recipe, seed: int) -> list[Mark]:
     size = recipe.batch_size
     settings = Settings(loader=LoaderSettings(batch_size=size))
     marks: list[Mark] = []
-    with make_kit(settings, recipe, task.model(), task.optimizer, loss=task.loss, device="cpu") as kit:
+    with make_kit(settings, recipe, task.model(), task.optimizer, loss=task.loss, device=task.device) as kit:
         for batch in batches(task.train, size, EPOCHS, seed):
             kit.step(batch)
             if kit.samples_seen >= (len(marks) + 1) * task.every:
@@ -198,7 +229,9 @@ def recipe_of(facts: WorkloadFacts, noise: NoiseScale, growth: int, mode: str) -
     """What the product says for a batch so many times as large."""
     own = facts.batch_samples
     recipe = scale_recipe(facts, growth * own, own, epochs=EPOCHS, noise=noise)
-    return recipe if mode == "whole" else replace(recipe, warmup_samples=0)
+    if mode == "rates":
+        return replace(recipe, warmup_samples=0)
+    return recipe if mode == "whole" else replace(recipe, warmup_start=0.01)
 
 
 class Deadline:
@@ -220,48 +253,92 @@ class Deadline:
         return done
 
 
-def key_of(name: str, target: float, seed: int, mode: str, growth: int) -> str:
+def key_of(name: str, target: float, seed: int, kind: str) -> str:
     """Of a run in the raw data; it ends at its target, and one for another target is another run."""
-    return f"{name}/to {target:g}/{seed}/{mode}/{growth}"
+    return f"{name}/to {target:g}/{seed}/{kind}"
 
 
-def look(raw: RawFile, name: str, task: Task, seed: int, deadline: Deadline, warm_steps: int) -> bool:
-    """All runs of one task and seed that fit; whether all did."""
+def noise_of(name: str, seed: int, warm_steps: int, device: str) -> Any:
+    """What `probe` says of a named task."""
+    return probe(task_of(name, device, None), seed, warm_steps)
 
-    def once(key: str, measure: Callable[[], Any]) -> bool:
-        if key not in raw.values:
+
+def run_of(name: str, target: float, seed: int, kind: str, probed: Any, device: str) -> Any:
+    """The marks of one run of a named task, as JSON."""
+    facts, noise = decode(WorkloadFacts, probed["facts"]), decode(NoiseScale, probed["noise"])
+    mode, _, growth = kind.partition("/")
+    return encode(train(task_of(name, device, target), recipe_of(facts, noise, int(growth), mode), seed))
+
+
+Work = Mapping[str, Callable[[], Any]]
+"""What is to be measured, by its key in the raw data."""
+
+
+def measure(raw: RawFile, work: Work, deadline: Deadline, jobs: int) -> bool:
+    """Measure what the raw data lack, so many at a time; whether all of it is there after that."""
+    todo = {key: one for key, one in work.items() if key not in raw.values}
+    if jobs == 1:
+        for key, one in todo.items():
             if not deadline.fits():
                 return False
             print(key, file=sys.stderr, flush=True)
-            raw.once(key, lambda: deadline.timed(measure))
+            raw.once(key, partial(deadline.timed, one))
         return True
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        running = {pool.submit(one): key for key, one in todo.items()}
+        for done in as_completed(running):
+            if done.cancelled():
+                continue
+            raw.once(running[done], done.result)
+            print(running[done], file=sys.stderr, flush=True)
+            if not deadline.fits():
+                pool.shutdown(wait=False, cancel_futures=True)
+    return all(key in raw.values for key in work)
 
-    if not once(f"{name}/{seed}/noise", partial(probe, task, seed, warm_steps)):
-        return False
-    probed = raw.values[f"{name}/{seed}/noise"]
-    facts, noise = decode(WorkloadFacts, probed["facts"]), decode(NoiseScale, probed["noise"])
-    runs = [(MODES[1], 1), *((mode, growth) for growth in GROWTHS[1:] for mode in MODES)]
-    return all(
-        once(
-            key_of(name, task.target, seed, mode, growth),
-            lambda mode=mode, growth=growth: encode(train(task, recipe_of(facts, noise, growth, mode), seed)),
+
+def noises(names: Sequence[str], seeds: int, warm_steps: int, device: str) -> Work:
+    """The noise scale of every task and seed."""
+    return {
+        f"{name}/{seed}/noise": partial(noise_of, name, seed, warm_steps, device)
+        for seed in range(seeds)
+        for name in names
+    }
+
+
+def runs(raw: RawFile, targets: Mapping[str, float], seeds: int, device: str) -> Work:
+    """Every run of every task and seed whose noise scale is known."""
+    return {
+        key_of(name, target, seed, kind): partial(
+            run_of, name, target, seed, kind, raw.values[f"{name}/{seed}/noise"], device
         )
-        for mode, growth in runs
-    )
+        for seed in range(seeds)
+        for name, target in targets.items()
+        if f"{name}/{seed}/noise" in raw.values
+        for kind in kinds_of(name)
+    }
 
 
-def seen_in(raw: RawFile, name: str, target: float, mode: str, seeds: int) -> list[Seen]:
-    """All that the raw data hold of a task under one mode."""
+def kinds_of(name: str) -> list[str]:
+    """The runs of a task and seed: MODE/GROWTH."""
+    modes = [mode for mode in MODES if mode != "hundredth" or "adam" in name]
+    return [OWN, *(f"{mode}/{growth}" for growth in GROWTHS[1:] for mode in modes)]
 
-    def samples(key: str) -> float | None:
-        held = raw.values.get(key)
+
+def seen_in(raw: RawFile, name: str, ended: float, target: float, mode: str, seeds: int) -> list[Seen]:
+    """All that the raw data hold of a task under one mode, its runs having gone on until `ended`."""
+
+    def samples(seed: int, kind: str) -> float | None:
+        held = raw.values.get(key_of(name, ended, seed, kind))
         return None if held is None else samples_to([decode(Mark, mark) for mark in held], target)
 
     found = []
     for seed in range(seeds):
-        own = samples(key_of(name, target, seed, MODES[1], 1))
+        own = samples(seed, OWN)
         for growth in GROWTHS[1:]:
-            this = samples(key_of(name, target, seed, mode, growth))
+            this = samples(seed, f"{mode}/{growth}")
             if own is None or this is None or math.isinf(own):
                 continue
             noise = decode(NoiseScale, raw.values[f"{name}/{seed}/noise"]["noise"])
@@ -283,30 +360,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("tasks", nargs="*", choices=list(TASKS), help="all of them without")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0, help="of all of it, at most")
     parser.add_argument("--warm-steps", type=int, default=100, help="before the noise scale is taken")
     parser.add_argument("--target", type=float, help="held-out loss, in place of the tasks' own")
     parser.add_argument("--out", type=Path, default=Path("efficiency.json.gz"), metavar="FILE")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, with one thread each")
     args = parser.parse_args()
-    tasks = {name: TASKS[name]() for name in args.tasks}
-    if args.target is not None:
-        tasks = {name: replace(task, target=args.target) for name, task in tasks.items()}
-    raw = RawFile(args.out, identity("efficiency", warm_steps=args.warm_steps))
+    args.tasks = args.tasks or list(TASKS)
+    targets = {name: TASKS[name]().target if args.target is None else args.target for name in args.tasks}
+    raw = RawFile(args.out, identity("efficiency", warm_steps=args.warm_steps, device=args.device))
     deadline = Deadline(args.minutes)
-    whole = [
-        look(raw, name, task, seed, deadline, args.warm_steps)
-        for seed in range(args.seeds)
-        for name, task in tasks.items()
-    ]
-    if not all(whole):
+    whole = measure(raw, noises(args.tasks, args.seeds, args.warm_steps, args.device), deadline, args.jobs)
+    if not (measure(raw, runs(raw, targets, args.seeds, args.device), deadline, args.jobs) and whole):
         print(f"{args.minutes:g} minutes were not enough for all runs", file=sys.stderr)
-    for name, task in tasks.items():
-        for mode, words in zip(MODES, ("the whole recipe", "the recipe without its warmup")):
-            found = seen_in(raw, name, task.target, mode, args.seeds)
-            if found:
-                print(table(f"{name}, to a loss of {task.target:g}, {words}", found), end="\n\n")
+    for name, ended in targets.items():
+        earlier = [target for target in TASKS[name]().earlier if target > ended]
+        for mode, words in MODES.items():
+            for target in (*earlier, ended):
+                found = seen_in(raw, name, ended, target, mode, args.seeds)
+                if found:
+                    print(table(f"{name}, to a loss of {target:g}, {words}", found), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -204,6 +205,7 @@ def test_training_ends_where_the_target_is_reached():
         train=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
         held_out=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
         target=0.0,
+        earlier=(),
         every=8,
     )
     recipe_of_own = recipe(8)
@@ -227,6 +229,23 @@ def test_no_run_begins_that_would_end_too_late():
     assert deadline.fits()
     deadline.timed(lambda: work(6.0))
     assert not deadline.fits()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_are_measured_once_side_by_side_or_in_turn(jobs, tmp_path):
+    """What the file holds is not measured again, and all that was asked for is in it afterwards."""
+    raw = eff.RawFile(tmp_path / "raw.json", {})
+    raw.once("known", lambda: 1)
+    work = {"known": partial(int, "not measured"), "two": partial(int, "2"), "three": partial(int, "3")}
+    assert eff.measure(raw, work, eff.Deadline(1.0), jobs)
+    assert eff.RawFile(tmp_path / "raw.json", {}).values == {"known": 1, "two": 2, "three": 3}
+
+
+def test_only_adam_is_also_warmed_up_from_a_hundredth():
+    """SGD's recipe has always begun at the user's own rate; the own batch runs once."""
+    sgd, adam = eff.kinds_of("mnist-sgd"), eff.kinds_of("char-lm-adamw")
+    assert sgd == [eff.OWN, *(f"{mode}/{growth}" for growth in (2, 4, 8, 16) for mode in ("whole", "rates"))]
+    assert set(adam) - set(sgd) == {f"hundredth/{growth}" for growth in (2, 4, 8, 16)}
 
 
 def test_whole_batches_alone_are_trained_on_and_each_epoch_is_shuffled_anew():
