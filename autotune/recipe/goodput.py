@@ -248,7 +248,8 @@ def _length_caps(size: int, limits: _Limits) -> list[str]:
     if size * LEAST_BATCHES > samples:
         caps.append(f"{size} leaves fewer than {LEAST_BATCHES} batches in an epoch of {samples} samples")
     if steps < LEAST_RUN_STEPS:
-        run = f"{limits.epochs or USUAL_EPOCHS} epochs"
+        epochs = limits.epochs or USUAL_EPOCHS
+        run = f"{epochs} epoch{'s' if epochs > 1 else ''}"
         caps.append(f"{size} leaves {steps} steps in {run}, fewer than {LEAST_RUN_STEPS}")
     return caps
 

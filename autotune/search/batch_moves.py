@@ -249,14 +249,30 @@ def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
 
 
 def batch_kept(know: Knowledge) -> tuple[Kept, ...]:
-    """The batch size among what was kept: gradients speak against any other, or the budget is short."""
+    """The batch size among what was kept, where it might have changed and no other was tried."""
+    why = _why_kept(know)
+    return (Kept(knob="batch_size", value=know.yours.loader.batch_size, why=why),) if why else ()
+
+
+def _why_kept(know: Knowledge) -> str:
+    """What spoke against the next larger batch; empty where other batches ran, or none was open to choice."""
     ctx, own = know.ctx, know.yours.loader.batch_size
-    why = "" if ctx.look is None else ctx.look.refused
-    if not why and own is not None and searched(ctx) and not any(changed(ctx, s) for s in know.full):
-        larger = [v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own]
-        open_sizes = [size for size in larger if not caps(ctx, size)]
-        why = unaffordable(know, know.yours.replace(batch_size=min(open_sizes))) if open_sizes else ""
-    return (Kept(knob="batch_size", value=own, why=why),) if why else ()
+    if ctx.look is not None and ctx.look.refused:
+        return ctx.look.refused
+    if own is None or not searched(ctx) or gathered(ctx) or any(changed(ctx, s) for s in know.full):
+        return ""
+    size = min((v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own), default=None)
+    if size is None:
+        return ""
+    larger = know.incumbent.replace(batch_size=size)
+    capped = caps(ctx, size)
+    if capped or (dear := unaffordable(know, larger)):
+        return capped[0] if capped else dear
+    if would_fail(larger, know.history):
+        return f"what failed before says that batches of {size} would fail"
+    if know.bound(larger) * ctx.weight(larger) < know.rate(know.incumbent):
+        return f"at what loader and step reach alone, batches of {size} promise no gain"
+    return "the search ended before larger batches had their turn"
 
 
 def batch_notes(know: Knowledge) -> tuple[str, ...]:

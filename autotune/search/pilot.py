@@ -25,6 +25,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.learning import recipe_of
 from autotune.settings import Settings
 from autotune.trial import Failure
+from autotune.units import format_duration
 
 SHARE = 0.12
 """All pilots together take at most this part of the budget."""
@@ -68,8 +69,8 @@ def unaffordable(know: Knowledge, settings: Settings) -> str:
         return f"no time is left to train a while in batches of {size}: of {share}, pilots took their part"
     whole_s = needed_s / SHARE
     return (
-        f"to train a while in batches of {size} beside yours takes {needed_s:.0f} s, more than {share} (a "
-        f"budget of {whole_s:.0f} s would do)"
+        f"to train a while in batches of {size} beside yours takes {format_duration(needed_s)}, more than "
+        f"{share} (a budget of {format_duration(whole_s)} would do)"
     )
 
 

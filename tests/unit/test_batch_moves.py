@@ -12,7 +12,7 @@ from autotune.outcome import NoiseScale, Outcome
 from autotune.recipe.goodput import efficiency
 from autotune.recipe.noise_scale import GradientStats
 from autotune.search.batch import GradientLook, look_of, teaches
-from autotune.search.batch_moves import batch_choice, caps, next_look
+from autotune.search.batch_moves import batch_choice, batch_kept, caps, next_look
 from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import LookAtGradients, acceptable, next_move
@@ -131,6 +131,31 @@ def test_without_a_rule_for_the_learning_rate_the_batch_stays(facts: dict, why: 
     assert all(t.settings.loader.batch_size == 64 for t in outcome.trials)
     assert outcome.noise is None
     assert [k.why.startswith(why) for k in outcome.kept if k.knob == "batch_size"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "why"),
+    [
+        (5.0, {}, "in batches of 128 a sample teaches 0.5"),
+        (1e6, {"epochs": 1}, "128 leaves 391 steps in 1 epoch, fewer than 500"),
+        (1e6, {"max_batch_size": 100}, "128 is over max_batch_size=100"),
+        (1e6, {"budget_s": 30.0}, "to train a while in batches of 128 beside yours takes"),
+    ],
+)
+def test_a_batch_that_stays_says_what_kept_it(samples: float, options: dict, why: str) -> None:
+    """One reason, the first that holds for the next larger batch, and no trial with another."""
+    outcome = tuned(samples, **options)
+    assert all(t.settings.loader.batch_size == 64 for t in outcome.trials)
+    assert [k.why.startswith(why) for k in outcome.kept if k.knob == "batch_size"] == [True]
+
+
+def test_a_search_that_ends_early_says_that_larger_batches_had_no_turn() -> None:
+    """Nothing speaks against them but that the search was over."""
+    space = space_of(allow="recipe", **SGD)
+    know = Knowledge(context(space), History().ran(space.yours, 10_000.0, "yours"))
+    assert [kept.why for kept in batch_kept(know)] == [
+        "the search ended before larger batches had their turn"
+    ]
 
 
 def test_without_a_noise_scale_the_batch_grows_a_little() -> None:
