@@ -6,12 +6,17 @@ import pytest
 from benchmark_scripts import load
 from replay_samples import recorded_grid, replay
 
+from autotune.codec import decode
 from autotune.search.engine import tune
 from autotune.search.listener import SilentListener
+from autotune.settings import Settings
 from autotune.testing import FakeClock
 
 methods = load("search_methods")
 search = load("search")
+load("raw_file")
+load("real_workloads")
+live = load("search_live")
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,31 @@ def test_every_grid_that_is_kept_can_be_read():
     """Grids recorded earlier stay readable, or nothing can be played on them."""
     paths = sorted(path for path in search.DATA.glob("*.jsonl.gz") if not path.name.startswith("windows-"))
     assert {"mnist", "io-bound"} <= {search.read_grid(path).header.workload for path in paths}
+
+
+def test_a_real_search_is_held_against_the_grids_optimum(grid):
+    """What it answers is in the grid; answer, optimum and *yours* are measured in turn and told as ratios."""
+    runner = replay.ReplayRunner(grid)
+    space = live.space_here(grid, runner)
+    found = live.searched(grid, space, runner, 20.0)
+    settings = decode(Settings, found["settings"])
+    assert settings in space.recorded
+    optimum = live.optimum_of(grid, space)
+    assert optimum.loader.num_workers == 2
+    sides = dict(zip(live.SIDES, (settings, optimum, space.yours)))
+    measured = [live.round_of(runner, list(sides.items()), 0.6)]
+    said = live.told("made up", found, measured, sides, 1000.0)
+    ratio = measured[0]["found"] / measured[0]["optimum"]
+    assert f"found / optimum  {ratio:.3f}" in said
+    assert "% of the grid's 1000 s" in said
+
+
+def test_a_round_that_misses_a_side_gives_no_ratio(grid):
+    """A failure is no rate; the words say where the two choices differ."""
+    yours = replay.space_of(grid).yours
+    sides = dict(zip(live.SIDES, (yours, yours.replace(cpu_threads=7), yours)))
+    found = {"trials": 3, "spent_s": 6.0, "verdict": "kept"}
+    said = live.told("made up", found, [{"found": 1.0}], sides, 60.0)
+    assert "found /" not in said
+    assert "3 trials in 6 s, 10.0% of the grid's 60 s" in said
+    assert "found beside the optimum: cpu_threads=" in said
