@@ -66,6 +66,8 @@ class Job:
     crop: int
     """Side of the photos in pixels."""
     device: str
+    lr: float | None = None
+    """Of *yours*; the example's own without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +92,29 @@ def task_of(job: Job) -> Task:
     if job.data == "mnist":
         mnist = example("mnist")
         train, test = mnist.load_data(data_root(), job.samples)
-        return Task(model=mnist.ConvNet, optimizer=mnist.sgd, train=train, test=test)
+        return Task(model=mnist.ConvNet, optimizer=_at(mnist.sgd, job.lr), train=train, test=test)
     photos, root = example("photos"), data_root() / "clothing"
     train, held_out = photos.photos(root / "train", root / "test", job.crop)
     pictures, labels = next(iter(DataLoader(held_out, batch_size=len(held_out))))
     many: Dataset[Any] = ConcatDataset([train] * PHOTO_REPEATS)
     return Task(
         model=partial(models.resnet18, weights=None, num_classes=len(train.classes)),
-        optimizer=photos.sgd,
+        optimizer=_at(photos.sgd, job.lr),
         train=Subset(many, range(job.samples)) if job.samples else many,
         test=(pictures, labels),
     )
+
+
+def _at(optimizer: Callable[[Any], torch.optim.Optimizer], lr: float | None) -> Any:
+    """The same optimizer at another learning rate."""
+    return optimizer if lr is None else partial(_at_rate, optimizer, lr)
+
+
+def _at_rate(optimizer: Callable[[Any], torch.optim.Optimizer], lr: float, params: Any) -> Any:
+    made = optimizer(params)
+    for group in made.param_groups:
+        group["lr"] = lr
+    return made
 
 
 class Clock:

@@ -236,6 +236,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--most-epochs", type=int, help="until the target; twice as many without")
     parser.add_argument("--every", type=int, help="samples between two looks at the test set")
     parser.add_argument("--batch-size", type=int, help="of *yours*; 64 for mnist, 32 for photos without")
+    parser.add_argument("--lr", type=float, help="of *yours*; the example's own without")
     parser.add_argument("--samples", type=int, help="train on the first so many samples only")
     parser.add_argument("--crop", type=int, default=64, help="side of the photos in pixels")
     parser.add_argument("--device", default="cpu")
@@ -262,6 +263,7 @@ def job_of(args: argparse.Namespace) -> Job:
         samples=args.samples,
         crop=args.crop,
         device=args.device,
+        lr=args.lr,
     )
 
 

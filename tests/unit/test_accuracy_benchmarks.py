@@ -156,6 +156,13 @@ def test_a_run_is_marked_and_goes_on_until_its_target():
     assert [m.accuracy for m in again] == [m.accuracy for m in marks]
 
 
+def test_the_rate_of_yours_can_be_another():
+    """The optimizer is the example's in all else, and still makes one of any parameters."""
+    made = runs._at(runs.example("mnist").sgd, 0.0125)([torch.nn.Parameter(torch.zeros(1))])
+    assert [group["lr"] for group in made.param_groups] == [0.0125]
+    assert made.defaults["momentum"] == 0.9
+
+
 def losses(*values: float):
     return [eff.Mark(samples=100 * number, loss=loss) for number, loss in enumerate(values, start=1)]
 
