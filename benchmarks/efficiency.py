@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,7 +30,7 @@ from typing import Any
 
 import torch
 from accuracy_runs import example
-from raw_file import RawFile, identity
+from raw_file import RawFile, Work, fill, identity
 from real_workloads import CharLM, data_root
 from samples_to_target import Mark, Seen, samples_to, table
 from torch import nn
@@ -270,33 +268,10 @@ def run_of(name: str, target: float, seed: int, kind: str, probed: Any, device: 
     return encode(train(task_of(name, device, target), recipe_of(facts, noise, int(growth), mode), seed))
 
 
-Work = Mapping[str, Callable[[], Any]]
-"""What is to be measured, by its key in the raw data."""
-
-
 def measure(raw: RawFile, work: Work, deadline: Deadline, jobs: int) -> bool:
-    """Measure what the raw data lack, so many at a time; whether all of it is there after that."""
-    todo = {key: one for key, one in work.items() if key not in raw.values}
-    if jobs == 1:
-        for key, one in todo.items():
-            if not deadline.fits():
-                return False
-            print(key, file=sys.stderr, flush=True)
-            raw.once(key, partial(deadline.timed, one))
-        return True
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        running = {pool.submit(one): key for key, one in todo.items()}
-        for done in as_completed(running):
-            if done.cancelled():
-                continue
-            raw.once(running[done], done.result)
-            print(running[done], file=sys.stderr, flush=True)
-            if not deadline.fits():
-                pool.shutdown(wait=False, cancel_futures=True)
-    return all(key in raw.values for key in work)
+    """Measure what the raw data lack while there is time; whether all of it is there after that."""
+    timed = {key: partial(deadline.timed, one) for key, one in work.items()} if jobs == 1 else work
+    return fill(raw, timed, jobs=jobs, fits=deadline.fits)
 
 
 def noises(names: Sequence[str], seeds: int, warm_steps: int, device: str) -> Work:

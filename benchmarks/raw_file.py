@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,45 @@ class RawFile:
         beside = self.path.with_name(self.path.name + ".part")
         beside.write_bytes(packed)
         os.replace(beside, self.path)
+
+
+Work = Mapping[str, Callable[[], Any]]
+"""What is to be measured, by its key in the raw data."""
+
+
+def fill(raw: RawFile, work: Work, *, jobs: int = 1, fits: Callable[[], bool] = lambda: True) -> bool:
+    """Measure what the raw data lack, so many at a time; whether all of it is there after that.
+
+    Args:
+        raw: where it goes, as soon as it is known.
+        work: with more than one job, functions that can be pickled: each job is a process of one thread.
+        jobs: how many at a time.
+        fits: asked before each, or after each where several run; False leaves the rest for another time.
+    """
+    todo = {key: one for key, one in work.items() if key not in raw.values}
+    if jobs == 1:
+        for key, one in todo.items():
+            if not fits():
+                return False
+            print(key, file=sys.stderr, flush=True)
+            raw.once(key, one)
+        return True
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        running = {pool.submit(one): key for key, one in todo.items()}
+        for done in as_completed(running):
+            if done.cancelled():
+                continue
+            raw.once(running[done], done.result)
+            print(running[done], file=sys.stderr, flush=True)
+            if not fits():
+                pool.shutdown(wait=False, cancel_futures=True)
+    return all(key in raw.values for key in work)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _read(path: Path) -> bytes:

@@ -1,7 +1,6 @@
 """Ways to search, on recorded grids: how near each comes to the best setting, and what it costs.
 
-    python benchmarks/search.py [GRID ...] [--seeds 30] [--budgets 60 300] [--json FILE]
-    python benchmarks/search.py --overhead
+    python benchmarks/search.py [GRID ...] [--seeds 30] [--budgets 60 300] [--jobs 2] [--out FILE]
 
 For each grid, budget and method: the share of the grid's optimum that the returned settings reach, median and
 worst over the seeds, when stopped at 10, 25, 50 and 100 % of the budget. All figures are effective samples/s.
@@ -13,38 +12,38 @@ left of it under cross-validation (chosen on all rounds but one, valued on that 
 `proved` is what a whole run of ours hands over: the winner of the finals, else *yours*. The other methods
 prove nothing, and spend that time on searching.
 
-A share of the grid's cost is virtual seconds spent over the seconds that recording the grid took.
+A share of the grid's cost is virtual seconds spent over the seconds that recording the grid took. Started
+again with the same file it goes on. What the study itself costs is in `search_overhead.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
-import random
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from grids import Grid, read_grid
+from raw_file import RawFile, Work, fill
 from replay import ReplayRunner, confined, options, space_of
 from search_methods import RIVALS, Field, OutOfTimeError, best_at, rule_of_thumb
 
+import autotune
+from autotune.codec import decode
 from autotune.errors import BudgetError
 from autotune.search.engine import tune
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.listener import SilentListener
-from autotune.search.plan import next_move
-from autotune.search.study import open_study
 from autotune.settings import Settings
 from autotune.testing import FakeClock
-from autotune.trial import Measurement, Trial, TrialSpec
+from autotune.trial import Trial
 from autotune.units import parse_duration_s
 
 STOPS = (0.10, 0.25, 0.50, 1.00)
@@ -220,17 +219,35 @@ def by_rule(grid: Grid, truth: Truth, budget_s: float) -> Played:
     )
 
 
-def play(grid: Grid, truth: Truth, budget_s: float, methods: Sequence[str], seeds: int) -> list[Played]:
-    """Every method with every seed."""
-    found = []
-    for method in methods:
-        if method == "rule of thumb":
-            found.append(by_rule(grid, truth, budget_s))
-        elif method == "ours":
-            found += [ours(grid, truth, budget_s, seed) for seed in range(seeds)]
-        else:
-            found += [rival(grid, truth, method, budget_s, seed) for seed in range(seeds)]
-    return found
+def play(path: Path, budget: str, method: str, seed: int) -> Any:
+    """One run, as JSON."""
+    grid, truth = _known(path)
+    budget_s = budget_of(budget, truth)
+    if method == "rule of thumb":
+        return asdict(by_rule(grid, truth, budget_s))
+    if method == "ours":
+        return asdict(ours(grid, truth, budget_s, seed))
+    return asdict(rival(grid, truth, method, budget_s, seed))
+
+
+@lru_cache(maxsize=1)
+def _known(path: Path) -> tuple[Grid, Truth]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    grid = read_grid(path)
+    return grid, truth_of(grid)
+
+
+def runs(paths: Sequence[Path], budgets: Sequence[str], methods: Sequence[str], seeds: int) -> Work:
+    """Every run, by its key; a method that draws nothing runs once."""
+    return {
+        f"{path.name}/{budget}/{method}/{seed}": partial(play, path, budget, method, seed)
+        for path in paths
+        for budget in budgets
+        for method in methods
+        for seed in range(1 if method == "rule of thumb" else seeds)
+    }
 
 
 def table(played: Sequence[Played], methods: Sequence[str]) -> str:
@@ -298,58 +315,6 @@ def _step(settings: Settings) -> Any:
     return settings.compute, settings.loader.batch_size
 
 
-def overhead(grid: Grid, seeds: int = 3, trials: int = 300) -> str:
-    """Real seconds of the study in a run of five virtual minutes, and its growth to so many trials."""
-    shares = []
-    for seed in range(seeds):
-        clock = FakeClock()
-        runner = _Timed(grid, seed=seed, clock=clock)
-        started = time.perf_counter()
-        with confined(grid):
-            tune(runner, options(grid, 300.0, seed), SilentListener(), clock=clock)
-        shares.append((time.perf_counter() - started - runner.inside_s) / clock())
-    early, late = growth(grid, trials)
-    return (
-        f"{grid.header.workload}: the study takes {statistics.median(shares):.2%} of a run of five minutes; "
-        f"of {trials} trials each of the first 30 costs {1e3 * early:.1f} ms, "
-        f"of the last 30 {1e3 * late:.1f} ms"
-    )
-
-
-class _Timed(ReplayRunner):
-    """Knows how long it took itself to answer."""
-
-    inside_s = 0.0
-
-    def run(self, spec: TrialSpec) -> Any:
-        started = time.perf_counter()
-        try:
-            return super().run(spec)
-        finally:
-            self.inside_s += time.perf_counter() - started
-
-
-def growth(grid: Grid, trials: int) -> tuple[float, float]:
-    """Real seconds of study and plan for a trial, at the start and the end of a long history."""
-    space, runner = space_of(grid), ReplayRunner(grid)
-    store = open_study(None, "growth", options=space.options, identity={})
-    order = sorted(space.recorded, key=lambda s: s.key())
-    draw, history, took = random.Random(0), [], []
-    context = PlanContext(space=space, budget_s=3000.0, remaining_s=2000.0)
-    for number in range(trials):
-        settings = space.yours if number == 0 else draw.choice(order)
-        spec = TrialSpec(settings=settings, stage="joint" if number else "yours", window_s=0.6)
-        found = runner.run(spec)
-        assert isinstance(found, Measurement), "this grid has no failures"
-        started = time.perf_counter()
-        trial = Trial(number=store.start(spec), spec=spec, measurement=found)
-        history.append(trial)
-        store.finish(trial, found.samples_per_s)
-        next_move(context, history)
-        took.append(time.perf_counter() - started)
-    return statistics.mean(took[:30]), statistics.mean(took[-30:])
-
-
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     methods = ["ours", *RIVALS, "rule of thumb"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -359,8 +324,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--budgets", nargs="+", default=["60"], help="virtual time, such as 60, 5m, or 5%% of the grid's"
     )
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="keep every run")
-    parser.add_argument("--overhead", action="store_true", help="only what the study itself costs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--out", type=Path, default=Path("search.json.gz"), metavar="FILE", help="every run")
     return parser.parse_args(argv)
 
 
@@ -380,29 +345,20 @@ def usable(methods: Sequence[str], say: Callable[[str], None]) -> list[str]:
 
 
 def main() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     args = arguments(sys.argv[1:])
-    paths = args.grids or sorted(DATA.glob("*.jsonl.gz"))
-    grids = [grid for grid in map(read_grid, paths) if complete(grid)]
-    if args.overhead:
-        for grid in grids:
-            print(overhead(grid), flush=True)
-        return
+    paths = [path for path in args.grids or sorted(DATA.glob("*.jsonl.gz")) if complete(read_grid(path))]
     methods = usable(args.methods, print)
-    everything: list[Played] = []
+    raw = RawFile(args.out, {"benchmark": "search", "autotune": autotune.__version__})
+    fill(raw, runs(paths, args.budgets, methods, args.seeds), jobs=args.jobs)
     for budget in args.budgets:
-        played: list[Played] = []
-        for grid in grids:
-            truth = truth_of(grid)
-            found = play(grid, truth, budget_of(budget, truth), methods, args.seeds)
+        everything: list[Played] = []
+        for path in paths:
+            grid, truth = _known(path)
+            keys = runs([path], [budget], methods, args.seeds)
+            found = [decode(Played, raw.values[key]) for key in keys]
             print(heading(grid, truth, budget_of(budget, truth)), table(found, methods), sep="\n", flush=True)
-            played += found
-        print(f"\nall {len(grids)} grids, budget {budget}", table(played, methods), sep="\n", flush=True)
-        everything += played
-    if args.json is not None:
-        args.json.write_text(json.dumps([asdict(p) for p in everything], indent=1))
+            everything += found
+        print(f"\nall {len(paths)} grids, budget {budget}", table(everything, methods), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from benchmark_scripts import load
+from benchmark_scripts import BENCHMARKS, load
 from profile_samples import sample_profile
 
 from autotune.outcome import Recipe
@@ -239,8 +239,9 @@ def test_no_run_begins_that_would_end_too_late():
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_runs_are_measured_once_side_by_side_or_in_turn(jobs, tmp_path):
+def test_runs_are_measured_once_side_by_side_or_in_turn(jobs, tmp_path, monkeypatch):
     """What the file holds is not measured again, and all that was asked for is in it afterwards."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as for a script that is run
     raw = eff.RawFile(tmp_path / "raw.json", {})
     raw.once("known", lambda: 1)
     work = {"known": partial(int, "not measured"), "two": partial(int, "2"), "three": partial(int, "3")}

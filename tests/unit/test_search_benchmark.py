@@ -13,8 +13,8 @@ from autotune.settings import Settings
 from autotune.testing import FakeClock
 
 methods = load("search_methods")
-search = load("search")
 load("raw_file")
+search = load("search")
 load("real_workloads")
 live = load("search_live")
 
@@ -110,16 +110,27 @@ def test_a_budget_may_be_a_part_of_the_grids_cost(truth):
 
 def test_a_table_has_a_line_for_each_method(grid, truth):
     """With median and worst share."""
-    played = search.play(grid, truth, 60.0, ["ours", "random", "rule of thumb"], 2)
+    played = [*(search.ours(grid, truth, 60.0, seed) for seed in range(2)), search.by_rule(grid, truth, 60.0)]
     lines = search.table(played, ["ours", "random", "rule of thumb"]).splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["method", "ours", "random", "rule of thumb"]
+    assert [line.split("  ")[0] for line in lines] == ["method", "ours", "rule of thumb"]
     assert "made-up" in search.heading(grid, truth, 60.0)
+
+
+def test_every_run_has_a_key_and_is_played_from_the_grids_file(tmp_path):
+    """With each seed where a method draws; a run survives being written."""
+    recorded_grid(tmp_path, noise=0.0)
+    (path,) = tmp_path.glob("*.gz")
+    work = search.runs([path], ["60", "10%"], ["tpe", "rule of thumb"], 2)
+    assert len(work) == 2 * (2 + 1)
+    played = decode(search.Played, work[f"{path.name}/60/tpe/1"]())
+    assert (played.method, played.seed, played.budget_s) == ("tpe", 1, 60.0)
+    assert decode(search.Played, work[f"{path.name}/10%/rule of thumb/0"]()).trials == 0
 
 
 def test_the_cost_of_the_study_is_told(grid):
     """As a share of a run, and for a trial of a long history."""
     told = "of a run of five minutes; of 40 trials"
-    assert told in search.overhead(grid, seeds=1, trials=40)
+    assert told in load("search_overhead").overhead(grid, seeds=1, trials=40)
 
 
 def test_every_grid_that_is_kept_can_be_read():
