@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from autotune.errors import UsageError
 from autotune.facts import WorkloadFacts
 from autotune.outcome import BatchChoice, BatchRow, Interval, NoiseScale, Objective
+from autotune.recipe.rules import unscaled
 from autotune.recipe.scaling import LEAST_RUN_STEPS, USUAL_EPOCHS, refusals, scale_recipe
 
 LEAST_EFFICIENCY = 0.8
@@ -227,9 +228,8 @@ def _learning_caps(size: int, teaches: float | None, limits: _Limits) -> tuple[s
 def _rule_caps(workload: WorkloadFacts) -> list[str]:
     if workload.optimizer_class is None:
         return ["no optimizer was given, so there is no learning rate that could go with another batch"]
-    if workload.optimizer_family == "other":
-        return [f"no rule scales the learning rate of {workload.optimizer_class}"]
-    return []
+    why = unscaled(workload)
+    return [why] if why else []
 
 
 def _growth_caps(size: int, limits: _Limits) -> list[str]:

@@ -71,6 +71,8 @@ def unscaled(workload: WorkloadFacts) -> str:
     """Why no rule gives a learning rate for another batch size; empty where one does."""
     if workload.optimizer_class is None:
         return "no optimizer was given, so no learning rate is known"
+    if workload.learning_rates and not any(workload.learning_rates):
+        return "every learning rate is 0"
     if workload.optimizer_family == "other":
         return f"no rule scales the learning rate of {workload.optimizer_class}"
     return ""

@@ -24,6 +24,8 @@ class GradientLook:
     """Why the batch size stays whatever else is known; empty where it may change."""
     missing: str = ""
     """Why there is no noise scale; the batch may then change as far as rules are trusted without one."""
+    notes: tuple[str, ...] = ()
+    """What could not be seen to, or speaks against the figure."""
 
 
 def look_of(found: GradientStats | Failure) -> GradientLook:
@@ -40,8 +42,8 @@ def look_of(found: GradientStats | Failure) -> GradientLook:
         return GradientLook(refused=found.refused)
     noise = noise_scale(found)
     if noise is None:
-        return GradientLook(missing="too few steps had finite gradients")
-    return GradientLook(noise=noise)
+        return GradientLook(missing="too few steps had finite gradients", notes=found.notes)
+    return GradientLook(noise=noise, notes=found.notes)
 
 
 def teaches(settings: Settings, yours: Settings, look: GradientLook | None, objective: Objective) -> float:

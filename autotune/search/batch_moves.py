@@ -173,6 +173,9 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
     if failed:
         return tuple(f"{p.in_words()}" for p in failed)
     largest = choice.rows[-1].batch_size
+    met = {s.loader.batch_size or 0 for t in know.history if t.spec.stage == "final" for s in (t.settings,)}
+    if max(met, default=0) > recommended:
+        return (f"in the finals batches of {max(met)} were not surely ahead",)
     if recommended != largest:
         return ()
     beyond = [v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > largest]
@@ -259,6 +262,8 @@ def _why_kept(know: Knowledge) -> str:
     ctx, own = know.ctx, know.yours.loader.batch_size
     if ctx.look is not None and ctx.look.refused:
         return ctx.look.refused
+    if know.yours not in know.full:
+        return ""  # interrupted before anything ran
     if own is None or not searched(ctx) or gathered(ctx) or any(changed(ctx, s) for s in know.full):
         return ""
     size = min((v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own), default=None)
@@ -282,6 +287,6 @@ def batch_notes(know: Knowledge) -> tuple[str, ...]:
     if without or not any(changed(ctx, settings) for settings in know.full):
         return ()
     if ctx.look is not None and ctx.look.noise is not None:
-        return ()
+        return tuple(f"gradients: {note}" for note in ctx.look.notes)
     why = "the budget left no time to look at the gradients" if ctx.look is None else ctx.look.missing
     return (f"larger batches were tried without a noise scale, so only a little larger: {why}",)

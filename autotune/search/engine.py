@@ -362,7 +362,8 @@ class _Session:
 
 
 def _incomplete(know: Knowledge) -> Verdict:
-    """The best so far, said to be unconfirmed."""
+    """The best so far, said to be unconfirmed; never a batch size that nobody has trained in."""
+    know = Knowledge(dataclasses.replace(know.ctx, search_over="interrupted"), know.history)
     best = candidates(know, Costs(know))[:1] if know.full else ()
     if best:
         sentence = "stopped early: the best so far, not confirmed against yours"

@@ -265,7 +265,15 @@ class Knowledge:
         After the search a batch size that nobody trained in can be neither any more.
         """
         too_late = bool(self.ctx.search_over) and self.unpiloted(settings)
-        return too_late or self.unfit(settings) or self.trains_worse(settings)
+        return too_late or self._barred(settings) or self.unfit(settings) or self.trains_worse(settings)
+
+    def _barred(self, settings: Settings) -> bool:
+        """Whether their batch may not be: it ran in a session before this one, which was asked for less."""
+        size, own = settings.loader.batch_size, self.yours.loader.batch_size
+        if size is None or size == own or "batch_size" not in self.ctx.space.names:
+            return False
+        most, look = self.ctx.max_batch_size, self.ctx.look
+        return (most is not None and size > most) or (look is not None and bool(look.refused))
 
     def _climb(self, order: Sequence[Settings]) -> Settings:
         incumbent = order[0]

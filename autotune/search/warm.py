@@ -20,6 +20,10 @@ def first_guesses(space: Space, earlier: Sequence[Settings]) -> tuple[Settings, 
     found: dict[Settings, None] = {}
     for settings in earlier:
         made = _here(space, settings)
+        # Another batch has to wait for its turn, and may never have one: all else is tried without it too.
+        own = made.replace(batch_size=space.yours.loader.batch_size)
+        if own not in (made, space.yours, space.start) and space.legal(own):
+            found[own] = None
         if made not in (space.yours, space.start) and space.legal(made):
             found[made] = None
     return tuple(found)[:MOST]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from search_worlds import History, context, fake_runner, run_fake, space_of
@@ -123,6 +124,7 @@ def test_a_refusal_keeps_the_batch_and_says_why() -> None:
             {"optimizer_class": "Lion", "optimizer_family": "other"},
             "no rule scales the learning rate of Lion",
         ),
+        ({"learning_rates": (0.0, 0.0)}, "every learning rate is 0"),
     ],
 )
 def test_without_a_rule_for_the_learning_rate_the_batch_stays(facts: dict, why: str) -> None:
@@ -279,6 +281,17 @@ def test_the_table_holds_plain_rates_and_the_winners_mark() -> None:
     assert (table.recommended, table.max_throughput) == (128, 256)
     assert table.gain == pytest.approx(1.8 * efficiency(128, 64, 1000.0), rel=0.02)
     assert batch_choice(Knowledge(context(space), History().opened(space)), space.yours) is None
+
+
+def test_what_could_not_be_seen_of_the_gradients_is_told() -> None:
+    """Where another batch ran on the strength of the figure; an old study has no such notes."""
+    gradients = fake_gradients(1e6, 64)
+    runner = fake_runner(growing, facts={**SGD, **QUIET}, gradients=gradients)
+    seen = runner.gradients
+    runner.gradients = lambda spec: replace(seen(spec), notes=("the mean was not seen",))
+    outcome = run_fake(runner, 300.0, allow="recipe")
+    assert "gradients: the mean was not seen" in outcome.notes
+    assert decode(GradientLook, {"noise": None, "refused": "", "missing": ""}).notes == ()
 
 
 def test_what_looking_gave_is_kept_in_the_study(tmp_path) -> None:

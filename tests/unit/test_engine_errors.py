@@ -86,9 +86,10 @@ def interrupted(at, budget_s=200.0, **options):
     return run_fake(runner, budget_s, **options)
 
 
-def test_an_interrupt_before_anything_ran_gives_yours():
+@pytest.mark.parametrize("allow", ["numerics", "recipe"])
+def test_an_interrupt_before_anything_ran_gives_yours(allow):
     """There is an outcome even then."""
-    outcome = interrupted(0)
+    outcome = interrupted(0, allow=allow)
     assert (outcome.verdict.kind, outcome.best) == ("incomplete", outcome.yours)
     assert outcome.trials == ()
 

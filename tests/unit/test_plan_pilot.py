@@ -13,6 +13,7 @@ from autotune.recipe.pilot import STEPS, WARM_STEPS, PilotRecord
 from autotune.search.batch import GradientLook
 from autotune.search.batch_moves import next_look
 from autotune.search.cost import Costs
+from autotune.search.engine import _incomplete
 from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.knowledge import Knowledge, PlanContext
@@ -162,6 +163,26 @@ def test_throughput_alone_and_a_fixed_batch_need_no_pilot() -> None:
     pinned = space_of(allow="recipe", fixed={"batch_size": 128}, **SGD)
     know = Knowledge(context(pinned), History().ran(pinned.yours, 100.0, "yours"))
     assert not know.unpiloted(pinned.start)
+
+
+def test_an_interrupt_hands_out_no_batch_that_nobody_trained_in() -> None:
+    """The best so far is then the best of those with the user's own batch."""
+    history = ahead(128).ran(YOURS.replace(num_workers=2, prefetch_factor=2), 3000.0)
+    cut = _incomplete(Knowledge(searching(), history))
+    assert cut.winner.loader.batch_size == 64
+    assert cut.winner.loader.num_workers == 2
+    trained = _incomplete(Knowledge(searching(pilots=(known("same", 128),)), history))
+    assert trained.winner.loader.batch_size == 128
+
+
+def test_a_batch_of_an_earlier_session_can_be_ruled_out_by_this_one() -> None:
+    """By a smaller limit, and by gradients that refuse any other batch, whatever the objective."""
+    larger = YOURS.replace(batch_size=128)
+    refused = GradientLook(refused="the loss is summed over the batch")
+    for changes in ({"max_batch_size": 100}, {"look": refused}, {"look": refused, "objective": "throughput"}):
+        assert Knowledge(searching(**changes), ahead(128)).ruled_out(larger)
+        assert Knowledge(searching(**changes), ahead(128)).incumbent.loader.batch_size == 64
+    assert not Knowledge(searching(max_batch_size=128), ahead(128)).ruled_out(larger)
 
 
 def test_the_notes_tell_what_was_seen() -> None:

@@ -33,6 +33,15 @@ def test_what_may_not_change_is_not_taken_over() -> None:
     assert made.loader.batch_size == 64
 
 
+def test_a_winner_in_another_batch_is_tried_in_the_users_own_first() -> None:
+    """Other batches wait for their turn, which may never come; workers and the rest do not."""
+    space = space_of(allow="recipe", learning_rates=(0.1,))
+    earlier = space.yours.replace(num_workers=2, prefetch_factor=2, batch_size=128)
+    own, larger = first_guesses(space, [earlier])
+    assert (own.loader.batch_size, larger.loader.batch_size) == (64, 128)
+    assert own.loader.num_workers == larger.loader.num_workers == 2
+
+
 def test_yours_is_no_guess_and_few_guesses_are_made() -> None:
     """Settings that come to *yours* are left out; of many only the first are tried."""
     space = space_of()
