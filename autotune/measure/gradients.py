@@ -138,6 +138,11 @@ class _Probe:
             if len(steps) >= LEAST_STEPS and time.perf_counter() > ends:
                 break
             steps.append(self._one_step(draws, tap))
+            if tap.asked < len(steps) * self._spec.micro_batches:
+                raise _RefusedError(
+                    "train_step does not step the optimizer once a batch: how many samples a step has is "
+                    "not known"
+                )
         return tuple(steps)
 
     def _one_step(self, draws: _Draws, tap: GradientTap) -> GradientStep:

@@ -36,10 +36,15 @@ class Rebuilt:
 
 
 def freeze_optimizer(optimizer: Any) -> Any:
-    """An Optimizer as `Rebuilt`; factories and what is frozen as they are; dicts of these alike."""
+    """An Optimizer as `Rebuilt`; factories and what is frozen as they are; dicts of these alike.
+
+    Its learning rates are those that a scheduler attached to it starts from: where one warms up, the present
+    rate is 0 or next to it, and says nothing of how the model learns.
+    """
     if isinstance(optimizer, Optimizer):
         groups = [
             {key: list(value) if key == "params" else value for key, value in g.items()}
+            | ({"lr": g["initial_lr"]} if "initial_lr" in g else {})
             for g in optimizer.param_groups
         ]
         return Rebuilt(kind=type(optimizer), groups=groups, defaults=dict(optimizer.defaults))

@@ -114,9 +114,10 @@ class _Data:
     def _drawn(self, wanted: int) -> list[Any]:
         """What the user's own sampler gives, as often as it does; every sample once where it is torch's."""
         sampler = loaders.private_copy(self._parts).sampler
-        count = len(self._parts.dataset)
         if sampler is None or type(sampler) in (RandomSampler, SequentialSampler):
-            return list(range(count))
+            return list(range(len(self._parts.dataset)))
+        # A dataset that its own sampler draws from need not have a length.
+        count = len(self._parts.dataset) if hasattr(self._parts.dataset, "__len__") else 0
         return list(itertools.islice(sampler, max(count, wanted)))
 
     def training(self, loader: LoaderSettings, samples: int, seed: int) -> Iterator[Any]:

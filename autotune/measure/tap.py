@@ -63,6 +63,7 @@ class GradientTap:
         self.parameters = [p for p in held.values() if p.requires_grad]
         """Those that are watched; their places are the numbers in a `GradientSum`."""
         self._seen = GradientSum()
+        self._asked: dict[int, int] = {}
         self._handles = [p.register_hook(self._seer(number)) for number, p in enumerate(self.parameters)]
 
     def _seer(self, number: int) -> Callable[[torch.Tensor], None]:
@@ -74,13 +75,25 @@ class GradientTap:
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """Within it no optimizer steps, so that all gradients belong to the same weights."""
-        for optimizer in self._optimizers:
-            optimizer.step = _stand_still  # type: ignore[method-assign]
+        for number, optimizer in enumerate(self._optimizers):
+            optimizer.step = self._counter(number)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for optimizer in self._optimizers:
                 del optimizer.step  # the class's own shows again
+
+    def _counter(self, number: int) -> Callable[..., Any]:
+        def stand_still(closure: Any = None) -> Any:
+            self._asked[number] = self._asked.get(number, 0) + 1
+            return None if closure is None else closure()
+
+        return stand_still
+
+    @property
+    def asked(self) -> int:
+        """Steps that the optimizer, or the busiest of several, was asked for while it stood still."""
+        return max(self._asked.values(), default=0)
 
     def take(self) -> GradientSum:
         """What came since the last time; several backward passes in one step add up."""
@@ -96,10 +109,6 @@ class GradientTap:
         """Let gradients go."""
         for handle in self._handles:
             handle.remove()
-
-
-def _stand_still(closure: Any = None) -> Any:
-    return None if closure is None else closure()
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:

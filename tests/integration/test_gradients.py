@@ -167,6 +167,25 @@ def test_a_step_that_moves_the_weights_itself_is_refused() -> None:
     assert noise_scale(found) is None
 
 
+def every_fourth(kit: Any, batch: Any) -> torch.Tensor:
+    """Steps after four batches."""
+    x, y = batch
+    loss = cross_entropy(kit.model(x), y) / 4
+    kit.backward(loss)
+    kit.seen = getattr(kit, "seen", 0) + 1
+    if kit.seen % 4 == 0:
+        kit.optimizer_step()
+        kit.zero_grad()
+    return loss
+
+
+def test_a_step_that_gathers_batches_of_its_own_is_refused() -> None:
+    """How many samples a step has is its business: no batch can be held against it."""
+    found = seen(Workload(Linear(), w.Rows(), optimizer=w.sgd, batch_size=16, train_step=every_fourth))
+    assert "does not step the optimizer once a batch" in found.refused
+    assert noise_scale(found) is None
+
+
 def summed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross entropy, summed over the batch."""
     return cross_entropy(output, target, reduction="sum")

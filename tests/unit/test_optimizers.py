@@ -113,6 +113,15 @@ def test_the_users_optimizer_is_left_alone() -> None:
     )
 
 
+def test_a_scheduler_that_warms_up_does_not_hide_the_rate() -> None:
+    """It set the rate to 0 at once: what is tuned with is what it starts from."""
+    optimizer = two_groups(w.Net())
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    assert learning_rates([optimizer]) == (0.0, 0.0)
+    built = build_optimizers(freeze_optimizer(optimizer), {"": w.Net()})[""]
+    assert learning_rates([built]) == (0.01, 0.02)
+
+
 def test_each_build_starts_afresh() -> None:
     """Trial after trial gets the groups as they were handed over."""
     model = w.Net()
