@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from autotune.errors import UsageError
+from autotune.errors import AutotuneWarning, UsageError
 from autotune.measure import batches, flags, losses, optimizers
 from autotune.measure.applying import SchedulerInterval, apply_recipe
 from autotune.measure.device import choose_device
@@ -21,6 +22,9 @@ from autotune.measure.stepkit import StepKit
 from autotune.outcome import Recipe
 from autotune.recipe.large_batch import large_batch_recipe
 from autotune.settings import Settings
+
+_UNLIKE = 4
+"""Batches of another size than the recipe's, from the first on, after which the kit says so."""
 
 
 class Kit(StepKit):
@@ -88,6 +92,7 @@ class Kit(StepKit):
         self.recipe = recipe
         self.samples_seen = 0
         """Samples in the batches given to `step`, those of steps that the scaler skipped too."""
+        self._unlike = 0
 
     @property
     def scheduler(self) -> SampleScheduler | None:
@@ -104,11 +109,30 @@ class Kit(StepKit):
             LossError: at the first batch, when no loss was given and none can be inferred.
         """
         self.samples_seen += batches.count_samples(batch, self.settings.loader.batch_size or 1)
+        self._notice_size(batch)
         if self._loss_of is None and self._train_step is None:
             self._loss_of = losses.plan_loss(
                 self.model, self.to_device(batch), loss=self._loss, step=self._user_step
             ).loss_of
         return super().step(batch)
+
+    def _notice_size(self, batch: Any) -> None:
+        """Warn once where the recipe's rates meet batches that none of them was made for."""
+        recipe = self.recipe
+        if recipe is None or recipe.growth == 1 or self._unlike >= _UNLIKE:
+            return
+        size = batches.count_samples(batch, recipe.batch_size, expected=recipe.batch_size)
+        if size == recipe.batch_size:
+            self._unlike = _UNLIKE  # the last one of an epoch may be smaller
+            return
+        self._unlike += 1
+        if self._unlike == _UNLIKE:
+            warnings.warn(
+                f"the learning rates are the recipe's for batches of {recipe.batch_size}, and the batches so "
+                f"far have {size} samples: take best.loader(), or a loader with that batch size",
+                AutotuneWarning,
+                stacklevel=3,
+            )
 
     def ema_decay(self, decay: float) -> float:
         """The decay, for this batch size, of an average of the weights that is taken at every step."""

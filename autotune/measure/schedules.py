@@ -54,15 +54,21 @@ class Retimed:
         self._scheduler = copy.deepcopy(scheduler, {id(scheduler.optimizer): self._stand_in})
         self._step_samples = step_samples
         self._steps = 0
+        self._ended = False
 
     def rates(self) -> list[float]:
         """Each group's learning rate as the user's own batch would have it now."""
         return [float(group["lr"]) for group in self._stand_in.param_groups]
 
     def advance_to(self, samples: int) -> None:
-        """Go on to where the scheduler would be after so many samples; never back."""
+        """Go on to where the scheduler would be after so many samples; never back.
+
+        Where the last batch of an epoch is smaller, epochs have a few samples more in larger batches. A
+        scheduler that takes no step beyond its total (OneCycleLR) then stays where it ended.
+        """
         for _ in range(samples // self._step_samples - self._steps):
-            self._scheduler.step()
+            if not self._ended:
+                self._ended = not _stepped(self._scheduler)
             self._steps += 1
 
     def peak_rates(self, samples: int) -> list[float]:
@@ -189,6 +195,7 @@ class SampleScheduler:
             self._retimed.load_state_dict(state["retimed"])
 
     def _advance(self) -> None:
+        self._follow_checkpoint()
         before = self.samples
         if not self._owns and self._warm(before) == 1.0:
             return
@@ -200,6 +207,16 @@ class SampleScheduler:
         if not self._owns:
             self._adopt(before)
         self._write(self._rates())
+
+    def _follow_checkpoint(self) -> None:
+        """Go on where a state that was loaded into the optimizer itself had come to: its groups say where."""
+        groups = self.optimizer.param_groups
+        counted = groups[0].get(SCHEDULED, self.samples)
+        if counted == self.samples:
+            return
+        self.samples = counted
+        self._full = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        self._written = [float(group["lr"]) for group in groups]
 
     def _warm(self, samples: int) -> float:
         return 1.0 if self._recipe is None else warmup_factor(samples, self._recipe)
@@ -231,6 +248,15 @@ class SampleScheduler:
                 group["lr"] = rate
             group[SCHEDULED] = self.samples
         self._written = list(rates)
+
+
+def _stepped(scheduler: lr_scheduler.LRScheduler) -> bool:
+    """Whether the scheduler took one more step; False where it is at its end and says so."""
+    total = getattr(scheduler, "total_steps", None)
+    if isinstance(total, int) and scheduler.last_epoch + 1 >= total:
+        return False
+    scheduler.step()
+    return True
 
 
 def is_known(scheduler: Any) -> bool:

@@ -282,6 +282,39 @@ def test_an_optimizers_own_checkpoint_knows_how_far_the_warmup_is() -> None:
     assert loaded.param_groups[0]["lr"] == pytest.approx(0.4)
 
 
+def test_a_checkpoint_loaded_into_the_optimizer_after_the_kit_is_followed() -> None:
+    """The usual order: the warmup goes on from where it was saved, also where it had ended."""
+    for steps in (2, 6):
+        kit = kit_of(4, warmup_samples=80, warmup_start=0.25)
+        seen(kit, steps)
+        resumed = kit_of(4, warmup_samples=80, warmup_start=0.25)
+        resumed.optimizer.load_state_dict(copy.deepcopy(kit.optimizer.state_dict()))
+        resumed.model.load_state_dict(kit.model.state_dict())
+        assert seen(resumed, 6) == pytest.approx(seen(kit, 6))
+        assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
+
+
+def test_a_scheduler_that_takes_no_step_beyond_its_total_stays_where_it_ended() -> None:
+    """Epochs that end with a smaller batch have a few samples more in larger batches: OneCycleLR raised."""
+    kit = kit_of(4, lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=STEPS))
+    rates = seen(kit, STEPS // 4 + 3)
+    ended = by_hand(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=STEPS), STEPS)[-1]
+    assert rates[-2:] == pytest.approx([4 * ended, 4 * ended])
+
+
+def test_rates_for_another_batch_than_the_loaders_are_noticed() -> None:
+    """Once, where the first few batches all have another size; a smaller last one is as it should be."""
+    kit = kit_of(4)
+    for _ in range(3):
+        kit.step(batch(4))
+    with pytest.warns(AutotuneWarning, match="recipe's for batches of 16, and the batches so far have 4"):
+        kit.step(batch(4))
+    kit.step(batch(4))
+    fine = kit_of(4)
+    for size in (16, 4, 4, 4, 4, 4):
+        fine.step(batch(size))
+
+
 def test_a_second_kit_goes_on_with_the_same_schedule() -> None:
     """A kit for each epoch drives one schedule once, the user's scheduler included."""
     model = w.Net()
