@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader, SequentialSampler
 
-from autotune.errors import UsageError
+from autotune.errors import AutotuneWarning, UsageError
 from autotune.measure import loaders
 from autotune.measure.probe import machine_facts
 from autotune.outcome import Outcome
 from autotune.profile import store
-from autotune.profile.match import warn_if_unfit
+from autotune.profile.match import changes_batch, warn_if_unfit
 from autotune.profile.schema import Profile
 from autotune.profile.yaml_io import dumps
 from autotune.report.text import render
@@ -106,7 +107,7 @@ class Tuned:
         if self._workload is not None:
             device = device or self._workload.device
             optimizer = self._workload.optimizer if optimizer is None else optimizer
-        return make_kit(
+        kit = make_kit(
             self.settings,
             self.profile.recipe,
             model,
@@ -119,6 +120,9 @@ class Tuned:
             scheduler_interval=scheduler_interval,
             large_batch=large_batch,
         )
+        if not large_batch:
+            self._compare_optimizer(type(kit.optimizer).__name__)
+        return kit
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write the profile as YAML; to the user's profile folder without `path`.
@@ -134,6 +138,16 @@ class Tuned:
         if not self._compared and self._workload is None:
             self._compared = True
             warn_if_unfit(self.profile, machine_facts(), stacklevel=4)
+
+    def _compare_optimizer(self, given: str) -> None:
+        tuned = self.profile.workload.optimizer_class
+        if changes_batch(self.profile) and given != tuned:
+            warnings.warn(
+                f"the recipe's numbers were made for {tuned}, and this is {given}: other rules hold for it. "
+                'Tune with it, or keep your batch with allow="numerics"',
+                AutotuneWarning,
+                stacklevel=3,
+            )
 
     def __str__(self) -> str:
         return render(view_of_profile(self.profile))

@@ -121,8 +121,13 @@ def _workload(profile: Profile, here: WorkloadSummary) -> Iterator[Difference]:
     far = bool(old and new and not 0.5 <= new / old <= 2)
     yield from _differs("dataset samples", old, new, matters=far)
     yield from _differs("samples in a batch", there.batch_samples, here.batch_samples, matters=True)
-    fused = profile.settings.compute.fused_optimizer
-    yield from _differs("optimizer", there.optimizer_class, here.optimizer_class, matters=fused)
+    tied = profile.settings.compute.fused_optimizer or changes_batch(profile)
+    yield from _differs("optimizer", there.optimizer_class, here.optimizer_class, matters=tied)
+
+
+def changes_batch(profile: Profile) -> bool:
+    """Whether the recipe's numbers belong to another batch than the user's, and so to one optimizer."""
+    return profile.recipe is not None and profile.recipe.growth != 1
 
 
 def _differs(what: str, there: object, here: object, *, matters: bool) -> Iterator[Difference]:

@@ -102,7 +102,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
         notes=(
             *outcome.notes,
             *recipe_notes(outcome.recipe, has_rows=changed),
-            *cautions(outcome.best, workload.optimizer_class),
+            *cautions(outcome.best, workload.optimizer_class, outcome.recipe),
         ),
         stopped=_stopped(
             len(outcome.trials),
@@ -165,7 +165,7 @@ def view_of_profile(profile: schema.Profile) -> View:
         notes=(
             *measured.notes,
             *recipe_notes(profile.recipe, has_rows=changed),
-            *cautions(profile.settings, workload.optimizer_class),
+            *cautions(profile.settings, workload.optimizer_class, profile.recipe),
         ),
         stopped=_stopped(
             measured.trials, failed, measured.elapsed_s, measured.budget_s, measured.stop_reason

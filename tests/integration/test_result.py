@@ -11,6 +11,7 @@ import pytest
 import torch
 import workloads as w
 from profile_samples import OUTCOME, sample_profile
+from strategies import plain_workload
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,10 +22,11 @@ from torch.utils.data import (
 
 import autotune
 from autotune import result as result_module
-from autotune.errors import AutotuneError, ProfileMismatchWarning
+from autotune.errors import AutotuneError, AutotuneWarning, ProfileMismatchWarning
 from autotune.measure.probe import machine_facts
 from autotune.outcome import Outcome
 from autotune.profile.schema import summary_of_machine
+from autotune.recipe.scaling import scale_recipe
 from autotune.result import Result, Tuned
 from autotune.settings import Settings
 from autotune.workload import Workload
@@ -46,6 +48,17 @@ def here(settings: Settings = TUNED, workload: Workload | None = None) -> Tuned:
         workload=workload_summary,
     )
     return Tuned(profile, workload)
+
+
+def test_a_recipe_meets_another_optimizer_with_a_warning() -> None:
+    """Its numbers follow rules of the one that was tuned with; without another batch there are none."""
+    tuned = here()
+    tuned.profile = replace(tuned.profile, recipe=scale_recipe(plain_workload(), 128, 32))
+    model = torch.nn.Linear(2, 2)
+    with pytest.warns(AutotuneWarning, match="made for SGD, and this is AdamW"):
+        tuned.kit(model, torch.optim.AdamW, device="cpu").close()
+    tuned.kit(model, lambda p: torch.optim.SGD(p, lr=0.1), device="cpu").close()
+    here().kit(model, torch.optim.AdamW, device="cpu").close()
 
 
 def said(loader: DataLoader[Any]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from profile_samples import GIB, MACHINE, WORKLOAD, YOURS, sample_profile
+from strategies import plain_workload
 
 from autotune.errors import ProfileMismatchWarning
 from autotune.profile.match import differences, warn_if_unfit
+from autotune.recipe.scaling import scale_recipe
 
 PROFILE = sample_profile()
 
@@ -102,6 +104,14 @@ def test_another_kind_of_device_ends_the_comparison_of_devices():
 def test_a_workload_that_differs_is_described(changes: dict[str, Any], expected: dict[str, Any]):
     """What is trained is compared by what makes the settings right, not by its name alone."""
     assert _workload(**changes) == expected
+
+
+def test_a_recipes_numbers_belong_to_their_optimizer():
+    """Where the batch was changed, SGD's rates are no good to Adam."""
+    here = replace(PROFILE.workload, optimizer_class="Adam")
+    grown = replace(PROFILE, recipe=scale_recipe(plain_workload(), 128, 32))
+    (found,) = differences(grown, MACHINE, here)
+    assert (found.what, found.matters) == ("optimizer", True)
 
 
 def test_the_start_method_matters_only_to_workers():

@@ -156,6 +156,9 @@ def test_fused_sgd_in_float16_is_warned_of_where_the_kit_may_not_be() -> None:
     settings = samples.WINNER.replace(precision="float16", fused_optimizer=True)
     assert "train with kit()" in cautions(settings, "SGD")[0]
     assert cautions(settings, "AdamW") == cautions(settings, None) == ()
+    grown = scale_recipe(plain_workload(), 128, 32)
+    assert "batches of 128 belong to the numbers of their recipe" in cautions(settings, "AdamW", grown)[0]
+    assert cautions(settings, "AdamW", scale_recipe(plain_workload(), 32, 32)) == ()
     assert cautions(settings.replace(precision="bfloat16"), "SGD") == ()
     assert cautions(settings.replace(fused_optimizer=False), "SGD") == ()
     outcome = samples.won()
