@@ -239,6 +239,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="of *yours*; the example's own without")
     parser.add_argument("--samples", type=int, help="train on the first so many samples only")
     parser.add_argument("--crop", type=int, default=64, help="side of the photos in pixels")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="beside defaults and recommended; all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="raw data")
     args = parser.parse_args(argv)
@@ -274,7 +275,9 @@ def main() -> None:
     tuning = {"budget": args.budget, "epochs": args.told_epochs}
     out = args.out or Path(f"{args.data}-accuracy.json.gz")
     raw = RawFile(out, identity("time_to_accuracy", tuning=tuning, run=run))
+    shown = {"defaults", "recommended", *(args.rows or ROWS)}
     profiles = profiles_of(raw, job, tuning, args.profiles)
+    profiles = {name: profile for name, profile in profiles.items() if name in shown}
     runs = race(raw, job, profiles, args.seeds)
     rows = {name: row_of(of_row, job.target, job.epochs) for name, of_row in runs.items()}
     notes = {name: description(profile, job.batch_size) for name, profile in profiles.items()}
