@@ -27,8 +27,8 @@ make_kit = partial(kits.make_kit, device="cpu")
 """Where the loops written by hand are."""
 
 
-def batches(count: int = 4) -> list[Any]:
-    return list(DataLoader(w.Rows(16 * count), batch_size=16))
+def batches(count: int = 4, size: int = 16) -> list[Any]:
+    return list(DataLoader(w.Rows(size * count), batch_size=size))
 
 
 def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -203,7 +203,7 @@ def test_learning_rates_are_scaled_and_warmed_up_to() -> None:
     kit = make_kit(PLAIN, recipe(), model, optimizer, loss=functional.cross_entropy)
     seen = [rates(optimizer)]
     for _ in range(12):
-        kit.step(batches(1)[0])
+        kit.step(batches(1, 64)[0])
         seen.append(rates(optimizer))
     assert seen[0] == pytest.approx([0.1, 0.01])
     assert seen[5] == pytest.approx([0.25, 0.025])
@@ -255,7 +255,7 @@ def test_a_second_kit_of_the_same_optimizer_scales_nothing_twice() -> None:
     optimizer = two_groups(model)
     for _ in range(3):
         with make_kit(PLAIN, recipe(), model, optimizer, loss=functional.cross_entropy) as kit:
-            for batch in batches(4):
+            for batch in batches(4, 64):
                 kit.step(batch)
     assert rates(optimizer) == pytest.approx([0.4, 0.04])
     resumed = w.Net()
@@ -272,7 +272,7 @@ def test_a_schedule_of_the_users_own_goes_on() -> None:
     kit = make_kit(PLAIN, recipe(), model, optimizer, loss=functional.cross_entropy)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
     for _ in range(3):
-        for batch in batches(6):
+        for batch in batches(6, 64):
             kit.step(batch)
             assert rates(optimizer)[0] <= 0.4 + 1e-9
         decay.step()
@@ -283,7 +283,7 @@ def test_a_checkpoint_of_the_warmup_goes_on_where_it_was() -> None:
     """Optimizer and scheduler states saved in the middle of the warmup lead to the same rates."""
     model = w.Net()
     kit = make_kit(PLAIN, recipe(), model, two_groups(model), loss=functional.cross_entropy)
-    for batch in batches(4):
+    for batch in batches(4, 64):
         kit.step(batch)
     saved = copy.deepcopy((kit.optimizer.state_dict(), kit.scheduler.state_dict()))
     other = w.Net()
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_the_warmup_goes_on_where_it_was() -> None:
     resumed.optimizer.load_state_dict(saved[0])
     resumed.scheduler.load_state_dict(saved[1])
     for one in (kit, resumed):
-        one.step(batches(1)[0])
+        one.step(batches(1, 64)[0])
     assert rates(kit.optimizer) == rates(resumed.optimizer)
 
 
