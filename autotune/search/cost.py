@@ -39,6 +39,8 @@ _EDGE_STEPS = 4
 """Batches of a short epoch: whole ones, and the last one that is smaller."""
 _FINAL_WINDOW = 1.5
 """Finals are timed for this many windows of the search."""
+TIME_USED_UP = "the time for the search was used up"
+"""Why a search ended, in words."""
 _SURVIVED = ("user_error", "non_finite", "pickle")
 """Failures after which the bench process goes on; after others it is replaced."""
 

@@ -16,7 +16,7 @@ from autotune.recipe.guard import judge_numerics, label
 from autotune.recipe.pilot import judge_pilot
 from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
-from autotune.search.cost import Costs
+from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, short_budget, unmeasured, used_up
 from autotune.search.finals import candidates, judged, ratio_beside, worths
@@ -279,7 +279,7 @@ class _Session:
         if spec.stage == "yours":
             raise unmeasured(self.options.budget_s, spec.timeout_s)
         # What it took is gone with nothing to show, its process as well: the finals need what is left.
-        self.search_over = self.search_over or "the time for the search was used up"
+        self.search_over = self.search_over or TIME_USED_UP
 
     def _take(self, trial: Trial) -> None:
         before = self._know()

@@ -7,7 +7,7 @@ import math
 from autotune.outcome import Verdict, Worth
 from autotune.recipe.goodput import LEAST_GAIN
 from autotune.search.batch_moves import changed, counted_in
-from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, Costs
+from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.verdict import decided, disturbed_search, judge, unless_disturbed
 from autotune.search.worth import leave_one_out, worth_of
@@ -21,6 +21,8 @@ _CLOSE = 0.97
 """A second candidate must come this near to the first one, or it has no chance in the finals."""
 _LEAST_KEPT_PAIRS = 5
 """Pairs for which time has to be left when the best with the user's own batch joins one with another."""
+FEW = 3
+"""Other settings under which a search that ran out of time has not looked."""
 _WORTH_PAIRS = 3
 CHALLENGE_PAIRS = 6
 """Pairs in which the winner without a setting that costs speed meets the winner and *yours*."""
@@ -200,6 +202,10 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
         sentence = f"yours stays: something else disturbed {spoiled} of {measured} trials of other settings"
         return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
     tried = {t.settings for t in know.history if t.spec.mode == "full"} - {know.yours}
+    if 0 < len(tried) < FEW and know.ctx.search_over == TIME_USED_UP:
+        others_text = f"{len(tried)} other settings" if len(tried) > 1 else "one other setting"
+        sentence = f"yours stays: the budget had time for {others_text}, and none was more than 1 % faster"
+        return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
     sentence = (
         f"yours stays: none of {len(tried)} other settings was more than 1 % faster"
         if tried

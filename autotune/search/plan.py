@@ -20,7 +20,7 @@ from itertools import islice
 
 from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
-from autotune.search.cost import MIN_PAIRS, Costs, wall_s
+from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs, wall_s
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
 from autotune.search.guard import early_check, next_check
@@ -184,7 +184,7 @@ def _search(know: Knowledge, costs: Costs) -> Move:
     if isinstance(move, EndSearch | LookAtGradients | TrainBoth):
         return move
     if costs.predicted_s(move.spec) > room_s:
-        return EndSearch(reason="the time for the search was used up")
+        return EndSearch(reason=TIME_USED_UP)
     return _timed(costs, move, room_s)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from search_worlds import History, context, space_of
 
-from autotune.search.cost import Costs
+from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Finish, next_move
@@ -182,3 +182,19 @@ def test_worth_is_listed_without_figures_when_time_is_over():
     know = know_of(history)
     found = worths(know, judged(know, Costs(know)))
     assert {w.knob: w.ratio for w in found} == {"num_workers": None, "channels_last": None}
+
+
+def test_a_search_that_had_time_for_next_to_nothing_is_not_sure() -> None:
+    """Two other settings do not show that nothing is faster; a search that ended by itself does."""
+    space = space_of()
+    history = History().opened(space, 100.0)
+    for workers in (1, 2):
+        history.ran(space.yours.replace(num_workers=workers, prefetch_factor=2), 90.0)
+    for reason, kind in ((TIME_USED_UP, "unsure"), ("nothing new was left to try", "kept")):
+        know = Knowledge(context(space, search_over=reason, remaining_s=100.0), history)
+        verdict = judged(know, Costs(know))
+        assert verdict.kind == kind
+    assert (
+        "time for 2 other settings"
+        in judged(Knowledge(context(space, search_over=TIME_USED_UP), history), Costs(know)).sentence
+    )
