@@ -308,6 +308,11 @@ class Costs:
         affordable = int(_FINALS_SHARE * self._after_baseline_s / self.round_s())
         return self.round_s() * min(max(affordable, MIN_PAIRS), FINAL_PAIRS) + self.edge_s
 
+    @property
+    def short_reserve_s(self) -> float:
+        """The same where few pairs show who is faster."""
+        return min(self.reserve_s, _FRESH_PAIRS * self.round_s() + self.edge_s)
+
     def patience_s(self, spec: TrialSpec) -> float:
         """Seconds after which `spec` counts as hung.
 

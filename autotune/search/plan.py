@@ -31,7 +31,7 @@ from autotune.search.parts import next_part, predicted
 from autotune.search.pilot import early_pilot, next_pilot
 from autotune.search.pilot import reserve_s as pilot_s
 from autotune.search.predict import Prediction, predictions
-from autotune.search.worthwhile import PROMISING, Outlook, why_stop
+from autotune.search.worthwhile import LARGE, PROMISING, Outlook, why_stop
 from autotune.settings import Settings
 from autotune.space.candidates import bundle
 from autotune.space.knobs import MoveGroup, knob
@@ -189,10 +189,15 @@ def _search(know: Knowledge, costs: Costs) -> Move:
 
 
 def _reserve_s(know: Knowledge, costs: Costs) -> float:
-    """What the search leaves to the finals: the fewest pairs while there is nobody yet to meet *yours*."""
-    if candidates(know, costs):
-        return costs.reserve_s
-    return min(costs.reserve_s, MIN_PAIRS * costs.round_s())
+    """What the search leaves to the finals: the fewest pairs while there is nobody yet to meet *yours*.
+
+    A large lead over *yours* shows in few pairs, and more of it may be near.
+    """
+    chosen = candidates(know, costs)
+    if not chosen:
+        return min(costs.reserve_s, MIN_PAIRS * costs.round_s())
+    lead, error = know.lead(chosen[0], know.yours)
+    return costs.short_reserve_s if lead - 2 * error > LARGE else costs.reserve_s
 
 
 def _wanted(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from search_worlds import History, context, space_of
 
 from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Finish, next_move
+from autotune.search.plan import Finish, _reserve_s, next_move
 
 SPACE = space_of(has_conv2d=True, image_input=True)
 FAST = SPACE.settings(num_workers=2)
@@ -198,3 +199,11 @@ def test_a_search_that_had_time_for_next_to_nothing_is_not_sure() -> None:
         "time for 2 other settings"
         in judged(Knowledge(context(space, search_over=TIME_USED_UP), history), Costs(know)).sentence
     )
+
+
+def test_a_large_lead_needs_few_pairs_and_leaves_the_search_more_time() -> None:
+    """Nine pairs are set aside for what is a little faster, five for what is twice as fast."""
+    for rate, pairs in ((110.0, 9), (200.0, 5)):
+        know = Knowledge(context(SPACE), searched(fast=rate))
+        costs = Costs(know)
+        assert _reserve_s(know, costs) == pytest.approx(pairs * costs.round_s() + costs.edge_s)
