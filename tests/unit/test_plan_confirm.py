@@ -53,12 +53,12 @@ def test_yours_at_the_top_needs_no_second_look() -> None:
 
 
 def test_while_nobody_is_ahead_the_search_may_use_more_of_the_time() -> None:
-    """Set aside for finals that nobody would enter, time would be lost to the search."""
+    """Set aside for finals that nobody would enter, time would be lost to the search; a small lead needs it."""
     space = space_of()
     long = History().opened(space)
     for _ in range(30):
         long.ran(space.yours, 100)
-    ahead = History(long).ran(space.settings(num_workers=2), 130).ran(space.settings(num_workers=2), 130)
+    ahead = History(long).ran(space.settings(num_workers=2), 110).ran(space.settings(num_workers=2), 110)
     left = context(space, remaining_s=60.0)
     assert isinstance(next_move(left, ahead), EndSearch)
     assert isinstance(next_move(left, long), Run)
