@@ -53,7 +53,7 @@ def test_yours_at_the_top_needs_no_second_look() -> None:
 
 
 def test_while_nobody_is_ahead_the_search_may_use_more_of_the_time() -> None:
-    """Set aside for finals that nobody would enter, time would be lost to the search; a small lead needs it."""
+    """Set aside for finals that nobody enters, time would be lost to the search; a small lead needs it."""
     space = space_of()
     long = History().opened(space)
     for _ in range(30):
