@@ -9,7 +9,7 @@ from search_worlds import History, context, space_of
 
 from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.parts import describe_change, next_part, next_workers, predicted
+from autotune.search.parts import _compute_variants, describe_change, next_part, next_workers, predicted
 from autotune.settings import Settings
 from autotune.space.candidates import bundle
 from autotune.trial import Block
@@ -120,3 +120,12 @@ def test_on_shared_cpus_the_step_is_also_tried_with_the_threads_that_leave_room_
     history.ran(slow, 150, "compute", "compute")
     threads = [s.compute.cpu_threads for s in predicted(Knowledge(context(space), history))]
     assert threads[:2] == [base.compute.cpu_threads, 4]
+
+
+def test_kept_memory_is_no_part_but_a_move_of_its_own() -> None:
+    """With it among the best parts each final would start a process, and a short budget hold two pairs."""
+    space = space_of(gpus=(), device="cpu", host_memory_fixed="", optimizer_class="SGD")
+    assert "keep_host_memory" in space.names
+    history = History().opened(space)
+    know = Knowledge(context(space), history)
+    assert not any(settings.compute.keep_host_memory for settings in _compute_variants(know))
