@@ -29,7 +29,7 @@ def setting_comments(profile: Profile) -> dict[str, str]:
         if name == "fused_optimizer" and cautions(profile.settings, profile.workload.optimizer_class):
             parts.append("SGD in float16: train with kit()")
         if name == "batch_size" and changed and profile.recipe is not None:
-            parts.append("train with kit(), or with the recipe's numbers")
+            parts.append("train with kit()")  # a line has room for no more
         comments[name] = _one_line("; ".join(parts))
     return comments
 

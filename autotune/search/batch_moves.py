@@ -173,7 +173,7 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
     if failed:
         return tuple(f"{p.in_words()}" for p in failed)
     largest = choice.rows[-1].batch_size
-    met = {s.loader.batch_size or 0 for t in know.history if t.spec.stage == "final" for s in (t.settings,)}
+    met = {t.settings.loader.batch_size or 0 for t in know.history if t.spec.stage == "final"}
     if max(met, default=0) > recommended:
         return (f"in the finals batches of {max(met)} were not surely ahead",)
     if recommended != largest:

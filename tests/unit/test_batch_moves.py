@@ -151,6 +151,19 @@ def test_a_batch_that_stays_says_what_kept_it(samples: float, options: dict, why
     assert [k.why.startswith(why) for k in outcome.kept if k.knob == "batch_size"] == [True]
 
 
+def test_a_larger_batch_that_met_in_the_finals_and_lost_is_named() -> None:
+    """The table's rates are the search's: a larger batch may be ahead there, and not where it counts."""
+    space = space_of(allow="recipe", **SGD)
+    larger = space.yours.replace(batch_size=128)
+    history = History().ran(space.yours, 1000.0, "yours").ran(larger, 1500.0)
+    for pair in range(4):
+        history.ran(space.yours, 1000.0, "final", pair=pair).ran(larger, 1000.0, "final", pair=pair)
+    choice = batch_choice(Knowledge(context(space), history), space.yours)
+    assert choice is not None
+    assert choice.recommended == 64
+    assert "in the finals batches of 128 were not surely ahead" in choice.limited_by
+
+
 def test_a_search_that_ends_early_says_that_larger_batches_had_no_turn() -> None:
     """Nothing speaks against them but that the search was over."""
     space = space_of(allow="recipe", **SGD)

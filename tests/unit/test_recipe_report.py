@@ -145,6 +145,8 @@ def test_file_screen_and_json_hold_the_same_recipe() -> None:
     shown, saved = view_of(outcome), view_of_profile(loads(dumps(profile)))
     assert saved.settings == shown.settings
     assert set(saved.notes) == set(shown.notes)
+    line = next(line for line in dumps(profile).splitlines() if line.lstrip().startswith("batch_size:"))
+    assert line.endswith("train with kit()")
     document = json.loads(json.dumps(outcome_json(outcome)))["recipe"]
     assert document["decay"]["shape"] == "cosine"
     assert document["beta2_rule"].startswith("beta2 ** k")
