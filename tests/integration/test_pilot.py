@@ -9,7 +9,7 @@ import pytest
 import torch
 import workloads as w
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from autotune.measure import pilot
 from autotune.measure.inprocess import InProcessRunner
@@ -175,6 +175,24 @@ def test_a_sampler_of_the_users_own_is_drawn_from() -> None:
     loader = DataLoader(data, batch_size=16, sampler=sampler)
     found = piloted(workload(dataset=loader, batch_size=None))
     assert 0 < found.held_samples <= 102
+    assert found.run.complete
+
+
+class Unsized(Dataset[Any]):
+    """Samples by number, of which nobody knows how many there are."""
+
+    def __init__(self) -> None:
+        self.data = digits(2048)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+def test_a_dataset_without_a_length_is_drawn_from_by_its_sampler() -> None:
+    """The loader needs no length there, and so does a pilot not."""
+    loader = DataLoader(Unsized(), batch_size=16, sampler=WeightedRandomSampler([1.0] * 2048, 2048))
+    found = piloted(workload(dataset=loader, batch_size=None))
+    assert found.held_samples > 0
     assert found.run.complete
 
 
