@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
-from autotune.measure import batches, flags, losses, optimizers
+from autotune.measure import batches, flags, host_memory, losses, optimizers
 from autotune.measure.applying import SchedulerInterval, apply_recipe
 from autotune.measure.device import choose_device
 from autotune.measure.large_batch import build_large_batch
@@ -68,6 +68,7 @@ class Kit(StepKit):
         self._flags = contextlib.ExitStack()
         yours = flags.read_user_flags()
         self._flags.callback(flags.write_user_flags, yours)
+        host_memory.settle()  # as every process was that the settings were measured in
         flags.apply_flags(settings.compute, yours, device.type)
         try:
             super().__init__(

@@ -51,11 +51,13 @@ def serve(connection: Connection, payload: Any) -> None:
 
 
 def _session(payload: Any) -> Any:
+    from autotune.measure import host_memory
     from autotune.measure.flags import read_user_flags
     from autotune.measure.payload import unpack
     from autotune.measure.probe import machine_facts
     from autotune.measure.session import Session
 
+    host_memory.settle()
     started = time.perf_counter()
     workload, parts = unpack(payload)
     # What lives now lives as long as the process: collecting it again and again would disturb what is timed.
