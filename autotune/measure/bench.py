@@ -19,7 +19,8 @@ from typing import Any
 from autotune.errors import AutotuneError
 from autotune.trial import Failure, TrialSpec
 
-_GRACE_S = 30
+_GRACE_S = 0.25
+"""Past the deadline, before the process says where it hangs and ends: whoever asked has given up by then."""
 _STDERR = 2
 """The descriptor itself: user code may have put something else in the place of `sys.stderr`."""
 

@@ -233,6 +233,15 @@ def user_traceback(exception: BaseException) -> str:
     return _without_library_frames(inside).strip()[-_MAX_TRACEBACK:]
 
 
+def stacks_at_deadline(stderr: str) -> str:
+    """Where a process that reached its deadline was, thread by thread, from what it wrote; empty without.
+
+    The frames of torch stay: a loader that waits for a worker that will not answer is seen by them alone.
+    """
+    _, marker, stacks = stderr.rpartition("Timeout (")
+    return f"{marker}{stacks}".strip()[-_MAX_TRACEBACK:] if marker else ""
+
+
 def _from_ours(error: AutotuneError) -> Failure:
     kind: FailureKind = "user_error"
     if isinstance(error, NonFiniteLossError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from autotune.errors import AutotuneError, BaselineError, EnvironmentFault
 from autotune.measure import limits
 from autotune.measure.bench import failure_of_crash
-from autotune.measure.classify import classify_exit
+from autotune.measure.classify import classify_exit, stacks_at_deadline
 from autotune.measure.launcher import BenchProcess, Launcher, default_launcher
 from autotune.measure.payload import Payload
 from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
@@ -22,6 +24,8 @@ from autotune.space.rules import needs_own_process
 from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
 
 DESCRIBE_TIMEOUT_S = 600.0
+_LAST_WORDS_S = 1.0
+"""How long a process that is out of time may take to say where it hangs."""
 _TAINTED: frozenset[FailureKind] = frozenset(
     {"oom_device", "oom_host", "shm", "file_descriptors", "worker_crash", "sticky_cuda", "compile_error"}
 )
@@ -137,12 +141,14 @@ class ProcessRunner:
 
     def _ask(self, request: str, argument: Any, timeout_s: float) -> tuple[str, Any]:
         kills = limits.oom_kills()
+        asked = math.inf
         try:
             if self._bench is None:
                 self._bench = self._launcher.launch()
                 self._used, self._last_step, self._keeps_memory = False, None, False
             bench = self._bench
             self._launcher.mark_log()  # what earlier trials wrote explains nothing of this one
+            asked = time.monotonic()
             bench.connection.send((request, argument))
             if request != "describe" and argument.settings.compute.keep_host_memory:
                 self._keeps_memory = True
@@ -156,6 +162,8 @@ class ProcessRunner:
             # One was started before, so another may be; what was measured so far must not be lost.
             return "lost", _not_started(fault)
         except (EOFError, OSError):
+            if time.monotonic() - asked >= timeout_s:  # it ended itself at the deadline
+                return "lost", self._timed_out(timeout_s)
             return "lost", self._died(kills)
         except BaseException:
             # Ctrl-C and the like: the trial under way must not go on behind the user's back.
@@ -163,11 +171,16 @@ class ProcessRunner:
             raise
 
     def _timed_out(self, timeout_s: float) -> Failure:
+        if self._bench is not None:
+            with contextlib.suppress(OSError):
+                self._bench.connection.poll(_LAST_WORDS_S)  # until it has ended itself
+        stacks = stacks_at_deadline(self._launcher.log_tail())
         self._drop()
         return Failure(
             kind="timeout",
             message=f"no end after {timeout_s:.0f} s",
             hint="a loader or a step that hangs: look for locks held while workers are forked",
+            traceback=stacks,
         )
 
     def _died(self, kills_before: int) -> Failure:

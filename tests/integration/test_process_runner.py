@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 import workloads as w
 
 from autotune.errors import AutotuneError, EnvironmentFault
@@ -74,7 +75,36 @@ def test_a_trial_that_dies_or_hangs_loses_only_itself(how: str, kind: str) -> No
         assert bad.kind in ({kind, "oom_host"} if how == "kill" else {kind})
         assert bad.message
         assert bad.hint
+        if how == "hang":
+            assert "_try_get_data" in bad.traceback, "it says where it waited"
         assert isinstance(runner.run(spec(with_workers(yours, 1))), Measurement)
+
+
+def test_a_process_that_ended_itself_at_its_deadline_was_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever wakes late on a busy machine finds the process gone, and it is a timeout all the same."""
+
+    def step(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if torch.get_num_threads() == 3:
+            time.sleep(600)
+        return model(batch[0]).square().mean()
+
+    payload = pickle_workload(Workload(w.Net(), w.Rows(), step=step, batch_size=16))
+    with ProcessRunner(payload) as runner:
+        yours = runner.describe().yours
+        assert runner._bench is not None
+        real = runner._bench.connection.poll
+
+        def late(timeout: float) -> bool:
+            time.sleep(timeout + 1.5)
+            return bool(real(0))
+
+        monkeypatch.setattr(runner._bench.connection, "poll", late, raising=False)
+        bad = runner.run(spec(yours.replace(cpu_threads=3), timeout_s=3))
+    assert isinstance(bad, Failure)
+    assert bad.kind == "timeout"
+    assert "in step" in bad.traceback
 
 
 def test_a_crash_of_the_bench_process_itself_loses_only_that_trial(plain: ProcessRunner) -> None:

@@ -16,7 +16,15 @@ from torch._utils import ExceptionWrapper
 
 from autotune.errors import DatasetError, NonFiniteLossError, NotPicklableError
 from autotune.measure import classify as module
-from autotune.measure.classify import HINTS, MESSAGES, classify, classify_exit, failure, user_traceback
+from autotune.measure.classify import (
+    HINTS,
+    MESSAGES,
+    classify,
+    classify_exit,
+    failure,
+    stacks_at_deadline,
+    user_traceback,
+)
 from autotune.trial import FailureKind
 
 WORKER = "in DataLoader worker process 1"
@@ -350,3 +358,10 @@ def test_an_exit_code_comes_with_the_last_line() -> None:
     """A Python error at the top of a script ends in its own line."""
     found = classify_exit(1, oom_killed=False, stderr_tail="Traceback ...\nImportError: no module\n")
     assert found.message.endswith("exit code 1: ImportError: no module")
+
+
+def test_a_process_at_its_deadline_says_where_it_was() -> None:
+    """All threads from the last mark on, whatever was written before; nothing where it wrote nothing."""
+    stacks = 'Timeout (0:00:08)!\nThread 0x00 (most recent call first):\n  File "data.py", line 3 in read'
+    assert stacks_at_deadline(f"a warning\nTimeout (0:00:02)!\n{stacks}\n") == stacks
+    assert stacks_at_deadline("a warning\n") == ""
