@@ -64,7 +64,7 @@ class RecordedTimer(BlockTimer):
 
     def __init__(self, run: Measurement, workers: int, draw: random.Random, left_s: float) -> None:
         # Nothing is timed here, so the parts that time are left out.
-        self._workers, self._left_s = max(1, workers), left_s
+        self._workers, self._left_s, self._spent_s = max(1, workers), left_s, 0.0
         self._head = [block for block in run.blocks if TRANSIENT in block.marks]
         self._steady = [block for block in run.blocks if TRANSIENT not in block.marks] or list(run.blocks)
         self._draw = draw
@@ -79,12 +79,16 @@ class RecordedTimer(BlockTimer):
             taken.append((source, count))
             done += count
             elapsed_s += count * source.elapsed_s / source.steps
-        self._left_s -= elapsed_s
+        self._spent_s += elapsed_s
         return _joined(taken)
+
+    def now_s(self) -> float:
+        """The recorded seconds that were drawn: no real time passes here."""
+        return self._spent_s
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether so much can be run before the deadline."""
-        return seconds < self._left_s
+        return self._spent_s + seconds < self._left_s
 
 
 def _joined(parts: Sequence[tuple[Block, int]]) -> Block:

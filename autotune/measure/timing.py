@@ -199,9 +199,13 @@ class BlockTimer:
         """Steps that take about `block_s`, a multiple of the workers: they deliver in bursts of that many."""
         return max(1, math.ceil(block_s / max(step_s, 1e-9) / self._workers)) * self._workers
 
+    def now_s(self) -> float:
+        """The clock that blocks and the deadline go by."""
+        return time.perf_counter()
+
     def has_time_for(self, seconds: float) -> bool:
         """Whether so much can be run before the deadline."""
-        return time.perf_counter() + seconds < self._deadline
+        return self.now_s() + seconds < self._deadline
 
     def _one(self) -> None:
         in_time(self._deadline)
@@ -258,12 +262,12 @@ def measure_blocks(timer: BlockTimer, spec: TrialSpec, step_s: float) -> tuple[t
     least = spec.give_up_below or 0.0
     cap_s = max(spec.window_s, spec.window_cap_s or 0.0)
     blocks: list[Block] = []
-    elapsed_s, began = 0.0, time.perf_counter()
+    elapsed_s, began_s = 0.0, timer.now_s()
     while True:
         block = timer.block(steps, _LONG_BLOCK * block_s)
         blocks.append(block)
         elapsed_s += block.elapsed_s
-        spent_s = time.perf_counter() - began  # with the restarts of a short stream, which blocks leave out
+        spent_s = timer.now_s() - began_s  # with the restarts of a short stream, which blocks leave out
         if not block_s / 2 <= block.elapsed_s <= 2 * block_s:  # the guess of a step's length was wrong
             steps = timer.steps_per_block(block.elapsed_s / block.steps, block_s)
         if _far_behind(blocks, least):

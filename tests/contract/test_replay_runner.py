@@ -74,6 +74,16 @@ def test_a_longer_window_is_filled_from_the_same_run(grid):
     assert found.steps * 64 == found.samples
 
 
+def test_a_trial_too_close_to_tell_ends_at_its_cap(grid):
+    """By the clock of the replay: no time passes while it draws, and a trial that is open must end all the same."""
+    runner = replay.ReplayRunner(grid)
+    rate = runner.run(yours(grid)).samples_per_s
+    open_ones = [
+        runner.run(yours(grid, window_s=2.0, compare_with=rate, window_cap_s=4.0)) for _ in range(20)
+    ]
+    assert max(found.elapsed_s for found in open_ones) < 6.0
+
+
 def test_off_the_grid_is_an_error_not_a_guess(grid):
     """Settings that were not measured, and a mode that was not, have no answer."""
     runner = replay.ReplayRunner(grid)
