@@ -75,7 +75,7 @@ def test_a_longer_window_is_filled_from_the_same_run(grid):
 
 
 def test_a_trial_too_close_to_tell_ends_at_its_cap(grid):
-    """By the clock of the replay: no time passes while it draws, and a trial that is open must end all the same."""
+    """By the clock of the replay: no real time passes while it draws, and what is open must end too."""
     runner = replay.ReplayRunner(grid)
     rate = runner.run(yours(grid)).samples_per_s
     open_ones = [
