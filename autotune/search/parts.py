@@ -61,13 +61,16 @@ def predicted(know: Knowledge) -> tuple[Settings, ...]:
     """Full settings to try because their parts were best alone, the best guess first."""
     start = base(know)
     compute, loader = _best_compute(know), _best_loader(know)
+    shared = {knob: value for knob, value in compute.items() if knob != "cpu_threads"}
     found = [_changed(know, {**compute, **loader})]
     if compute and loader:
         found.append(_changed(know, compute))
-    if len(compute) > 1 and "cpu_threads" in compute:
+    if shared and "cpu_threads" in compute:
         # Alone the step does best with every CPU; beside workers it may with those that the base leaves it.
-        shared = {knob: value for knob, value in compute.items() if knob != "cpu_threads"}
         found.insert(0, _changed(know, {**shared, **loader}))
+    if shared and start != know.yours and know.rate(start) < know.rate(know.yours):
+        # What slowed the base is as likely its workers, and what the step gained does not depend on them.
+        found.insert(0, _onto(know, know.yours, shared))
     return tuple(dict.fromkeys(s for s in found if s != start))
 
 
@@ -165,7 +168,11 @@ def _with_workers(know: Knowledge, count: int) -> Settings:
 
 def _changed(know: Knowledge, changes: Mapping[str, KnobValue]) -> Settings:
     """The base with these options changed, in the space's spelling."""
-    space, start = know.ctx.space, base(know)
+    return _onto(know, base(know), changes)
+
+
+def _onto(know: Knowledge, start: Settings, changes: Mapping[str, KnobValue]) -> Settings:
+    space = know.ctx.space
     flat = start.flat()
     if all(flat[knob] == value for knob, value in changes.items()):
         return start

@@ -1,8 +1,9 @@
 """What to try next and when to stop: a pure function of the space, the history and the time left.
 
-    yours -> two ceilings -> bundle -> partial trials -> their best parts together -> a look at the gradients
-    and larger batches, where learning may change -> moves of one knob from the incumbent, on the side that
-    the bottleneck names -> the sampler -> finals -> the winner across the end of an epoch -> worth
+    yours -> two ceilings -> bundle -> the loader's moves, where the step only waits -> partial trials ->
+    their best parts together -> a look at the gradients and larger batches, where learning may change ->
+    moves of one knob from the incumbent, on the side that the bottleneck names -> the sampler -> finals ->
+    the winner across the end of an epoch -> worth
 
 Settings that change rounding are compared with *yours* step by step before they are built on, or win;
 another batch size is trained a while beside the user's own.
@@ -47,6 +48,8 @@ REFERENCE_COST = 0.05
 """*Yours* is measured again for at most this part of the time that is left for the search."""
 NOISY = 0.03
 """Spread from run to run (log) above which the best so far is confirmed before others are held against it."""
+STARVED = 0.75
+"""Part of the time that the step waits, above which the loader's moves come before all others."""
 IN_VAIN = 6
 """Sampled settings without a gain after which the sampler is stopped."""
 
@@ -211,10 +214,22 @@ def _wanted(
     groups = open_groups(know)
     if not groups:
         return EndSearch(reason="the ceilings leave nothing to gain")
-    spec = _advice(know, costs, groups) or next_part(know, costs, room_s, groups) or _parts(know, costs)
+    spec = _advice(know, costs, groups) or _feed(know, costs, groups)
+    spec = spec or next_part(know, costs, room_s, groups) or _parts(know, costs)
     if spec is not None:
         return Run(spec=spec)
     return _larger_batch(know, costs, room_s) or _look_on(know, costs, groups)
+
+
+def _feed(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
+    """A move of the loader that should win, while the step does little but wait: nothing else brings much."""
+    feeding = [group for group in groups if group in ("loader", "transfer")]
+    if know.latest(know.incumbent).wait_share < STARVED or not feeding:
+        return None
+    promising = [prediction for prediction in predictions(know) if prediction.lead > 0]
+    spec = next_single(know, costs, feeding, promising)
+    expected = {prediction.settings for prediction in promising}
+    return spec if spec is not None and spec.settings in expected else None
 
 
 def _larger_batch(know: Knowledge, costs: Costs, room_s: float) -> Run | LookAtGradients | TrainBoth | None:

@@ -84,6 +84,23 @@ def test_best_parts_are_joined():
     assert predicted(know) == (better,)
 
 
+def test_what_the_step_gained_is_tried_with_the_users_own_loader_too():
+    """Where the advice is slower than *yours*, its workers may be to blame; a switch of the step is not."""
+    space = space_of(usable_cpus=2, has_conv2d=True, image_input=True, cpu_native_bf16=True)
+    advice = bundle(space)
+    better = space.settings(**{**_searched(space, advice), "precision": "bfloat16"})
+    history = opened(space, part_s=3.0).ran(advice, 60)
+    history.ran(advice, 200, "compute", "compute").ran(better, 400, "compute", "compute")
+    assert predicted(Knowledge(context(space), history))[0] == space.settings(precision="bfloat16")
+    history = opened(space, part_s=3.0).ran(advice, 150)
+    history.ran(advice, 200, "compute", "compute").ran(better, 400, "compute", "compute")
+    assert predicted(Knowledge(context(space), history))[0] == better
+
+
+def _searched(space, settings):
+    return {name: value for name, value in settings.flat().items() if name in space.names}
+
+
 def test_a_part_that_is_better_by_chance_is_left_alone():
     """A tenth faster means nothing where the blocks of either side differ by as much."""
 

@@ -41,6 +41,19 @@ def test_the_basic_round_comes_before_the_model() -> None:
     assert {"yours", "ceiling"} <= {t.spec.stage for t in history[:first]}
 
 
+def test_a_step_that_only_waits_gets_workers_first() -> None:
+    """Nothing of the step is tried before the loader's moves stop promising a gain."""
+    space = conv_space()
+    for wait, first in ((0.9, "loader"), (0.3, "compute")):
+        history = History().ran(space.yours, 100, "yours", wait=wait, wall_s=2.0)
+        history.ran(space.yours, 110, "ceiling", "loader").ran(space.yours, 2000, "ceiling", "compute")
+        history.ran(bundle(space), 120, wait=wait)
+        move = next_move(context(space, **PLENTY), history)
+        assert isinstance(move, Run)
+        moved = move.spec.settings.changed_from(bundle(space))
+        assert ("num_workers" in moved) == (first == "loader"), (wait, moved)
+
+
 def test_proposals_and_moves_take_turns() -> None:
     """Both ways of looking on have their say, and a proposal says what the model expects."""
     history, _ = played(conv_space())
