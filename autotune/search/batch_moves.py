@@ -11,6 +11,7 @@ from autotune.outcome import BatchChoice, Interval, Kept, Verdict
 from autotune.recipe.goodput import BatchRate, batch_caps, choose_batch
 from autotune.recipe.noise_scale import LEAST_STEPS
 from autotune.search.cost import Costs
+from autotune.search.host_room import overfull
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change
@@ -131,6 +132,7 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
         and not would_fail(settings, know.history)
         and not know.trains_worse(settings)
         and not unaffordable(know, settings)
+        and not overfull(know, settings)
         and know.bound(settings) * know.ctx.weight(settings) >= know.rate(know.incumbent)
     )
 
@@ -180,8 +182,13 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
         return ()
     beyond = [v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > largest]
     size = min(beyond, default=2 * largest)
-    dear = unaffordable(know, know.incumbent.replace(batch_size=size))
-    return caps(know.ctx, size) or ((dear,) if dear else ())
+    return caps(know.ctx, size) or tuple(filter(None, [_held_back(know, size)]))
+
+
+def _held_back(know: Knowledge, size: int) -> str:
+    """Why there is no time or no memory for this batch size; empty where there is both."""
+    larger = know.incumbent.replace(batch_size=size)
+    return unaffordable(know, larger) or overfull(know, larger)
 
 
 def _open_sizes(know: Knowledge) -> tuple[int, ...]:
@@ -189,12 +196,8 @@ def _open_sizes(know: Knowledge) -> tuple[int, ...]:
     ctx, own = know.ctx, know.yours.loader.batch_size
     if not searched(ctx) or own is None:
         return ()
-    sizes = (v for v in ctx.space.values("batch_size") if isinstance(v, int))
-    return tuple(
-        size
-        for size in sizes
-        if size > own and not caps(ctx, size) and not unaffordable(know, know.yours.replace(batch_size=size))
-    )
+    sizes = (v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own)
+    return tuple(size for size in sizes if not caps(ctx, size) and not _held_back(know, size))
 
 
 def _facts(ctx: PlanContext) -> WorkloadFacts:
@@ -271,8 +274,8 @@ def _why_kept(know: Knowledge) -> str:
         return ""
     larger = know.incumbent.replace(batch_size=size)
     capped = caps(ctx, size)
-    if capped or (dear := unaffordable(know, larger)):
-        return capped[0] if capped else dear
+    if capped or (held_back := _held_back(know, size)):
+        return capped[0] if capped else held_back
     if would_fail(larger, know.history):
         return f"what failed before says that batches of {size} would fail"
     if know.bound(larger) * ctx.weight(larger) < know.rate(know.incumbent):
