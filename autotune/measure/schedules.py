@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -252,11 +253,21 @@ class SampleScheduler:
 
 def _stepped(scheduler: lr_scheduler.LRScheduler) -> bool:
     """Whether the scheduler took one more step; False where it is at its end and says so."""
-    total = getattr(scheduler, "total_steps", None)
-    if isinstance(total, int) and scheduler.last_epoch + 1 >= total:
+    if _at_end(scheduler):
         return False
     scheduler.step()
     return True
+
+
+def _at_end(scheduler: Any) -> bool:
+    """Whether a further step raises, by itself or in those that it is made of."""
+    total = getattr(scheduler, "total_steps", None)
+    if isinstance(total, int) and scheduler.last_epoch + 1 >= total:
+        return True
+    inner, milestones = getattr(scheduler, "_schedulers", ()), getattr(scheduler, "_milestones", None)
+    if milestones is not None:  # one after the other: only whose turn it is then takes the step
+        inner = (inner[bisect_right(milestones, scheduler.last_epoch + 1)],)
+    return any(_at_end(one) for one in inner)
 
 
 def is_known(scheduler: Any) -> bool:

@@ -302,6 +302,26 @@ def test_a_scheduler_that_takes_no_step_beyond_its_total_stays_where_it_ended() 
     assert rates[-2:] == pytest.approx([4 * ended, 4 * ended])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.ChainedScheduler([_short_cycle(o), lr_scheduler.ConstantLR(o, 1.0)]),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o, 0.5, total_iters=8), _short_cycle(o)], milestones=[8]
+        ),
+    ],
+    ids=["chained", "sequential"],
+)
+def test_an_end_inside_another_scheduler_is_seen_too(make: Callable[[Any], Any]) -> None:
+    """The one that has a total may be a part: where it would raise, all of it stays."""
+    rates = seen(kit_of(4, make), STEPS // 4 + 12)
+    assert rates[-1] == rates[-2] == pytest.approx(rates[STEPS // 4 + 5])
+
+
+def _short_cycle(optimizer: Any) -> Any:
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=0.3, total_steps=STEPS)
+
+
 def test_rates_for_another_batch_than_the_loaders_are_noticed() -> None:
     """Once, where the first few batches all have another size; a smaller last one is as it should be."""
     kit = kit_of(4)
