@@ -70,7 +70,17 @@ def test_a_large_noise_scale_takes_a_larger_batch() -> None:
     assert outcome.batch is not None
     assert outcome.batch.recommended == outcome.batch.max_throughput == 512
     assert outcome.noise is not None
-    assert outcome.noise.at == "after 100 warm steps"
+    assert outcome.noise.at == "after 142 warm steps"  # 40 % of all that the look had time for
+
+
+@pytest.mark.parametrize(("epochs", "warm"), [(None, 400), (40, 400), (4, 312)])
+def test_gradients_are_looked_at_within_the_users_own_run(epochs: int | None, warm: int) -> None:
+    """Later ones are noisier, and most of a run is late: but no later than a quarter of it."""
+    space = space_of(allow="recipe", **{**SGD, **QUIET, "dataset_samples": 20_000})
+    ctx = context(space, budget_s=3000.0, remaining_s=2900.0, epochs=epochs)
+    spec = next_look(Knowledge(ctx, History().opened(space)), 2500.0)
+    assert spec is not None
+    assert spec.warm_steps == warm
 
 
 def test_a_small_noise_scale_keeps_the_batch() -> None:
@@ -226,7 +236,7 @@ def test_gradients_are_looked_at_once_and_within_their_share() -> None:
     outcome = run_fake(runner, 300.0, allow="recipe")
     assert len(asked) == 1
     assert asked[0].window_s <= 0.12 * 300.0
-    assert (asked[0].warm_steps, asked[0].steps) == (100, 32)
+    assert (asked[0].warm_steps, asked[0].steps) == (142, 32)
     assert asked[0].settings.loader.batch_size == 64
     assert outcome.elapsed_s <= 300.0
 
