@@ -55,7 +55,7 @@ class TuneArgs:
 @click.option(
     "--allow",
     type=click.Choice(["exact", "numerics", "recipe"]),
-    default="numerics",
+    default="recipe",
     show_default=True,
     help="The highest class of settings that may change: exact keeps every number, numerics changes"
     " rounding, recipe changes learning.",
