@@ -49,8 +49,8 @@ from autotune.units import parse_duration_s
 STOPS = (0.10, 0.25, 0.50, 1.00)
 """Parts of the budget after which a method is asked for its best."""
 HELD_OUT = ("photos-64", "photos-96")
-"""Grids that no choice of the method was made on. char-lm and io-bound were named before any tuning, and runs of
-them have been looked into since."""
+"""Grids that no choice of the method was made on. char-lm and io-bound were named before any tuning, and runs
+of them have been looked into since."""
 DATA = Path(__file__).parent / "data"
 
 
