@@ -13,7 +13,7 @@ from autotune.cli.streams import say, write_answer
 
 @click.command()
 @click.option(
-    "--budget", type=BUDGET, default="60s", show_default=True, help="Wall-clock time for everything."
+    "--budget", type=BUDGET, default="90s", show_default=True, help="Wall-clock time for everything."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @talk_options

@@ -303,6 +303,6 @@ def test_demo_shows_the_report_and_saves_nothing(tuner: Tuner, tmp_path: Path) -
     ran = CliRunner().invoke(cli, ["demo", "--seed", "5"])
     assert ran.exit_code == 0
     assert "1.92x yours" in ran.stdout
-    assert (tuner.asked["budget"], tuner.asked["seed"]) == (60.0, 5)
+    assert (tuner.asked["budget"], tuner.asked["seed"]) == (90.0, 5)
     assert not (tmp_path / "home").exists()
     assert json.loads(CliRunner().invoke(cli, ["demo", "--json"]).stdout)["name"] == "photos"
