@@ -58,6 +58,8 @@ class MachineFacts:
     wsl: bool = False
     host_memory_fixed: str = "its allocator was not looked at"
     """Why the allocator of a process cannot be told to keep what is freed; empty where it can."""
+    compile_fixed: str = "whether models can be compiled was not looked at"
+    """Why torch.compile cannot be used; empty where it can."""
     gpus: tuple[GpuFacts, ...] = ()
 
     def fingerprint(self) -> str:
@@ -106,6 +108,10 @@ class WorkloadFacts:
     """Whether a 4-D float tensor goes in, so that channels_last can matter."""
     autocast_fixed: str = ""
     """Why autocast cannot be applied from outside; empty where it can."""
+    compiled: bool = False
+    """Whether the user has compiled the model, or a part of it."""
+    leaf_modules: int = 0
+    """Modules of the model without any inside: what compiling takes grows with them."""
     deterministic: bool = False
     """Whether the user asked for deterministic algorithms."""
     learning_rates: tuple[float, ...] = ()

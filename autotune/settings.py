@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 KnobValue = int | bool | str | None
 
 
@@ -55,6 +56,8 @@ class ComputeSettings:
     keep_host_memory: bool = False
     """glibc's allocator keeps what is freed for the next step (`mallopt(3)`, M_TRIM_THRESHOLD and
     M_MMAP_THRESHOLD) instead of handing it back to the system; for the life of the process."""
+    compile: CompileMode | None = None
+    """`torch.compile(mode=...)` of the model's training steps; None runs it as it is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

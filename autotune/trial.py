@@ -31,7 +31,7 @@ FailureKind = Literal[
 
 Stopped = Literal["window", "gave_up", "exhausted"]
 
-DISTURBANCES = ("alloc_retry", "busy_machine", "throttled")
+DISTURBANCES = ("alloc_retry", "recompiled", "busy_machine", "throttled")
 """Marks of blocks that something slowed which is not the settings' own doing, or not lastingly."""
 TRANSIENT = "transient"
 """Mark of the blocks at the head of a trial that ran before the rate was steady."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
 from autotune.settings import ComputeSettings, LoaderSettings, Settings, TransferSettings
-from autotune.space.rules import canonical
+from autotune.space.rules import COMPILE_RANK, canonical
 
 # How long an example takes says more about who else is on the machine than about the code.
 hypothesis.settings.register_profile(
@@ -92,6 +92,7 @@ def settings(draw: st.DrawFn) -> Settings:
             fused_optimizer=draw(st.booleans()),
             cpu_threads=draw(st.none() | st.integers(1, 16)),
             keep_host_memory=draw(st.booleans()),
+            compile=draw(st.sampled_from((None, *COMPILE_RANK))),
         ),
     )
 
@@ -119,6 +120,7 @@ def machines(draw: st.DrawFn) -> MachineFacts:
         start_method=draw(st.sampled_from(("fork", "forkserver", "spawn"))),
         cpu_native_bf16=draw(st.booleans()),
         host_memory_fixed=draw(st.sampled_from(("", "needs glibc's allocator"))),
+        compile_fixed=draw(st.sampled_from(("", "there is no C++ compiler"))),
         gpus=gpus,
     )
 
@@ -147,6 +149,8 @@ def workloads(
         has_conv2d=draw(st.booleans()),
         image_input=draw(st.booleans()),
         deterministic=draw(st.booleans()),
+        compiled=draw(st.booleans()),
+        step_samples=draw(st.none() | st.integers(1, 512)),
         learning_rates=tuple(draw(st.lists(st.floats(1e-6, 10), max_size=3))),
     )
 

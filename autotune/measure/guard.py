@@ -1,12 +1,13 @@
 """The same steps under two settings, one run after the other from the same weights, for a guard to judge.
 
-Batches are drawn once, in the user's own size, and held on the host, as many as `HELD_BYTES` take; where that
-is fewer than there are steps, they come round again. Each run begins at the initial weights and the same
-random numbers. Before it, the gradient of the first batch is looked at while no optimizer steps: there the
-weights are equal, so that rounding alone tells the gradients apart. Where it tells them far apart, they are
-looked at again where the reference's steps led to. A float16 scaler is lowered before the steps until nothing
-overflows, and a step that overflows later is taken again while the scaler still looks for its factor: a run
-that lost steps to that would be behind for a reason that a longer training does not have.
+Batches are drawn once, in the user's own size, or in that of settings that are compiled for it, and held on
+the host, as many as `HELD_BYTES` take; where that is fewer than there are steps, they come round again.
+Each run begins at the initial weights and the same random numbers. Before it, the gradient of the first
+batch is looked at while no optimizer steps: there the weights are equal, so that rounding alone tells the
+gradients apart. Where it tells them far apart, they are looked at again where the reference's steps led to.
+A float16 scaler is lowered before the steps until nothing overflows, and a step that overflows later is
+taken again while the scaler still looks for its factor: a run that lost steps to that would be behind for a
+reason that a longer training does not have.
 
 The reference runs once more where there is time: the batches of the first two thirds in reverse order, with
 other random numbers. How far its losses over the last third move says what is no more than chance.
@@ -100,7 +101,7 @@ def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
         return [None]
     workers = spec.settings.loader
     loader = LoaderSettings(
-        batch_size=session.parts.settings.batch_size,
+        batch_size=_batch_size(session, spec.settings),
         num_workers=workers.num_workers,
         prefetch_factor=workers.prefetch_factor,
     )
@@ -113,6 +114,13 @@ def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
         drawn.append(batches.copied(batch))  # what comes from a worker holds shared memory
         held += batches.batch_bytes(batch)
     return drawn
+
+
+def _batch_size(session: Session, settings: Settings) -> int | None:
+    """What was compiled for another size is no part of steps in the user's own."""
+    if settings.compute.compile is not None:
+        return settings.loader.batch_size
+    return None if session.parts is None else session.parts.settings.batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +184,7 @@ class _Runs:
         # One run's switches must not be left for the next: `apply_flags` turns on more than it turns off.
         flags.write_user_flags(session.user_flags)
         flags.apply_flags(settings.compute, session.user_flags, session.device.type)
-        return session.make_kit(settings)
+        return session.make_kit(settings.replace(batch_size=_batch_size(session, settings)))
 
     def run(self, settings: Settings, order: Sequence[int], seed: int) -> _Seen:
         """The gradient of the first batch, then a step on each batch in `order`, from the initial weights.
@@ -216,12 +224,19 @@ class _Runs:
     ) -> dict[str, torch.Tensor] | None:
         """None where none is seen, or none is finite at any scale.
 
-        Without dropout: on a GPU the same seed drops other units in another format.
+        Without dropout: on a GPU the same seed drops other units in another format. Not of a compiled model
+        that has some: without it, it would have to be compiled once more, and it draws numbers of its own.
         """
-        for model in kit.models.values():
-            for module in model.modules():
-                if isinstance(module, _DropoutNd):
-                    module.training = False
+        dropping = [
+            module
+            for model in kit.models.values()
+            for module in model.modules()
+            if isinstance(module, _DropoutNd) and module.p > 0
+        ]
+        if dropping and kit.settings.compute.compile is not None:
+            return None
+        for module in dropping:
+            module.training = False
         with tap.standing_still():
             for _ in range(_SCALES):
                 timing.in_time(self._deadline)

@@ -14,7 +14,7 @@ from torch import nn
 
 from autotune.errors import ModelError
 from autotune.facts import MachineFacts
-from autotune.measure import flags, loaders, optimizers
+from autotune.measure import compiling, flags, loaders, optimizers
 from autotune.measure.probe import machine_facts
 from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
 from autotune.measure.session import Session
@@ -34,6 +34,7 @@ class InProcessRunner:
 
     def _ready(self) -> Session:
         if self._session is None:
+            compiling.check_travels(self._workload.model)
             user_flags = flags.read_user_flags()
             parts = loaders.parts_of(self._workload)
             # One deepcopy for both: the copied optimizer must hold the copied model's parameters.
@@ -83,8 +84,12 @@ class InProcessRunner:
 
 
 def _machine_facts() -> MachineFacts:
-    """Of this machine; how the user's own process allocates could not be put back, so it is left alone."""
-    return replace(machine_facts(), host_memory_fixed="a trial in your own process could not put it back")
+    """Of this machine, without what a trial could not put back in the user's own process."""
+    return replace(
+        machine_facts(),
+        host_memory_fixed="a trial in your own process could not put it back",
+        compile_fixed="a trial in your own process would drop what you compiled in it",
+    )
 
 
 def _copied(live: tuple[Any, Any, Any], memo: dict[int, Any]) -> tuple[Any, Any, Any]:

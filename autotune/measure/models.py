@@ -124,3 +124,8 @@ def has_attention(models: Iterable[nn.Module]) -> bool:
     """Whether a layer is torch's attention, or is called so."""
     kinds = {type(module).__name__ for model in models for module in model.modules()}
     return any("attention" in kind.lower() for kind in kinds)
+
+
+def leaf_modules(models: Iterable[nn.Module]) -> int:
+    """How many modules have no others inside."""
+    return sum(not any(True for _ in module.children()) for model in models for module in model.modules())

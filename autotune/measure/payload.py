@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from autotune.errors import AutotuneError, NotPicklableError
-from autotune.measure import flags, loaders, optimizers
+from autotune.measure import compiling, flags, loaders, optimizers
 from autotune.measure.target import load_target, parse_target
 from autotune.workload import Workload
 
@@ -58,7 +58,9 @@ def pickle_workload(workload: Workload) -> Payload:
 
     Raises:
         NotPicklableError: naming the part that cannot travel.
+        ModelError: for a model that would not be the same there.
     """
+    compiling.check_travels(workload.model)
     parts = None if _is_factory(workload.dataset) else loaders.parts_of(workload)
     light = workload.with_(
         dataset=workload.dataset

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from autotune.facts import GpuFacts, MachineFacts
-from autotune.measure import host_memory, limits
+from autotune.measure import host_memory, limits, toolchain
 from autotune.measure.nvml import NvmlGpu, visible_gpus
 
 
@@ -25,6 +25,7 @@ def machine_facts(*, initialise_cuda: bool = True) -> MachineFacts:
     """
     import torch
 
+    gpus = _gpus(torch, initialise_cuda=initialise_cuda)
     memory, limit = psutil.virtual_memory(), limits.memory_limit()
     nofile_soft, nofile_hard = limits.open_file_limits()
     return MachineFacts(
@@ -47,7 +48,8 @@ def machine_facts(*, initialise_cuda: bool = True) -> MachineFacts:
         cpu_native_bf16=cpu_has_native_bf16(),
         wsl="microsoft" in platform.release().lower(),
         host_memory_fixed=host_memory.fixed(),
-        gpus=_gpus(torch, initialise_cuda=initialise_cuda),
+        compile_fixed=toolchain.compile_fixed(cuda=bool(gpus)),
+        gpus=gpus,
     )
 
 

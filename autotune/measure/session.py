@@ -5,11 +5,8 @@ The same code runs in the bench process and, when asked for, in the user's own.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,6 +18,7 @@ from autotune.errors import AutotuneError, BaselineError, ModelError, UsageError
 from autotune.facts import MachineFacts
 from autotune.measure import (
     batches,
+    compiling,
     edge,
     flags,
     gathering,
@@ -40,6 +38,7 @@ from autotune.measure.classify import failure as make_failure
 from autotune.measure.device import DeviceClock, choose_device
 from autotune.measure.feed import Feed, HeldFeed, LoaderFeed, TailFeed
 from autotune.measure.seam import Description, GradientSpec, NumericsSpec, PilotSpec
+from autotune.measure.signals import deaf_to_workers
 from autotune.measure.stepkit import StepKit, is_channels_last
 from autotune.recipe.guard import NumericsRecord
 from autotune.recipe.noise_scale import GradientStats
@@ -269,11 +268,12 @@ class Session:
         except timing.OutOfTimeError:
             failure = make_failure("timeout", message=f"no end after {spec.timeout_s:.0f} s")
         except Exception as error:  # anything the user's code raises is this trial's outcome
-            with _deaf_to_workers():
+            with deaf_to_workers():
                 failure = classify(error, phase=phase, oom_killed=limits.oom_kills() > kills)
         finally:
-            with _deaf_to_workers():
+            with deaf_to_workers():
                 feed = self._close_feed()
+            compiling.forget(self.models.values())
         # Only here, outside of `except`, are the failed frame's tensors free to go.
         indices = [] if feed is None else feed.failing_indices()
         if failure.kind == "user_error" and indices and failure.sample_index is None:
@@ -327,7 +327,7 @@ class Session:
         if feed.parts.iterable:
             edge.cross_stream(step, feed, self.clock, deadline, at_most_s=spec.window_s)
             return
-        with _deaf_to_workers():
+        with deaf_to_workers():
             self._close_feed()  # its workers would hold memory that training does not need
         self._feed = tail = TailFeed(feed.parts, loader, edge.epoch_tail(feed.parts, loader))
         edge.cross(step, tail, self.clock, deadline)
@@ -344,7 +344,7 @@ class Session:
 
     def open_feed(self, parts: loaders.LoaderParts, settings: LoaderSettings) -> Feed:
         """Batches from a loader that is ended with what is being run; the one before it ends now."""
-        with _deaf_to_workers():
+        with deaf_to_workers():
             self._close_feed()
         self._feed = feed = LoaderFeed(parts, settings)
         feed.start()  # known by now, so that a first fetch that raises is named and its workers are ended
@@ -354,7 +354,7 @@ class Session:
         self, parts: loaders.LoaderParts, settings: LoaderSettings, wanted: Sequence[Any]
     ) -> TailFeed:
         """Just these batches, from a loader that is ended with what is being run."""
-        with _deaf_to_workers():
+        with deaf_to_workers():
             self._close_feed()
         self._feed = feed = TailFeed(parts, settings, wanted, at_the_end=False)
         return feed
@@ -385,16 +385,3 @@ class Session:
             restart_s=restart_s,
             wall_s=time.perf_counter() - started,
         )
-
-
-@contextlib.contextmanager
-def _deaf_to_workers() -> Iterator[None]:
-    """Torch raises wherever the main thread is when a worker dies; not while one death is being handled."""
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autotune.errors import UsageError
-from autotune.measure import batches, optimizers
+from autotune.measure import batches, compiling, optimizers
 from autotune.measure.losses import LossOf
 from autotune.settings import Precision, Settings
+from autotune.space.rules import GRAPH_MODES
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,9 +60,13 @@ class StepKit:
         self._train_step = train_step
         self._gather = gather
         self._gathered = 0
+        self._whole = True
+        """Whether the batch under way has the size that is compiled for."""
+        self._graphs = device.type == "cuda" and settings.compute.compile in GRAPH_MODES
         _check_held(self.models.values(), self.optimizers.values())
         for model in self.models.values():
             set_memory_format(model, channels_last=settings.compute.channels_last)
+        compiling.set_compiled(self.models.values(), settings.compute.compile, lambda: self._whole)
         for optimizer in self.optimizers.values():
             optimizers.follow_parameters(optimizer)
             optimizers.set_fused(optimizer, settings.compute.fused_optimizer)
@@ -80,6 +85,9 @@ class StepKit:
 
     def to_device(self, batch: Any) -> Any:
         """The batch where the model is, in the memory order that the settings ask for."""
+        size = self.settings.loader.batch_size
+        if size is not None and self.settings.compute.compile is not None:
+            self._whole = batches.count_samples(batch, size, expected=size) == size
         return batches.to_device(
             batch,
             self.device,
@@ -97,6 +105,8 @@ class StepKit:
 
     def zero_grad(self) -> None:
         """Drop all gradients, where none are being gathered."""
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         if self._gathered == 0:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
@@ -171,7 +181,10 @@ class StepKit:
             self.backward(loss)
             if self._ends_step():
                 self._step_all()
-        return loss.detach() if isinstance(loss, torch.Tensor) else loss
+        if not isinstance(loss, torch.Tensor):
+            return loss
+        # A loss that the model computes lies in memory that the next step's graph writes to.
+        return loss.detach().clone() if self._graphs else loss.detach()
 
     def _step_all(self) -> None:
         for optimizer in self.optimizers.values():

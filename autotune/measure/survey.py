@@ -13,7 +13,7 @@ from torch import nn
 
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
-from autotune.measure import batches, flags, gathering, loaders, losses, optimizers
+from autotune.measure import batches, compiling, flags, gathering, loaders, losses, optimizers
 from autotune.measure import models as models_
 from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit
@@ -252,6 +252,8 @@ def _facts(
         beta2s=optimizers.beta2s(built) if given else (),
         batch_norm_momenta=models_.batch_norm_momenta(models),
         has_attention=models_.has_attention(models),
+        compiled=compiling.compiled_already(models),
+        leaf_modules=models_.leaf_modules(models),
         first_loss=first_loss,
         step_s=step_s,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from autotune.measure import compiling
 from autotune.measure.device import DeviceClock
 from autotune.measure.enough import Answer, compared
 from autotune.measure.feed import Feed, LoaderFeed
@@ -155,7 +156,7 @@ class BlockTimer:
         Raises:
             DivergedError, OutOfTimeError
         """
-        retries = self._clock.allocator_retries()
+        retries, compiled = self._clock.allocator_retries(), compiling.compilations()
         epochs, restarted = self._feed.epochs, len(self._feed.restarts_s)
         self._load.start()
         samples, wait_s, loss = 0, 0.0, None
@@ -189,6 +190,7 @@ class BlockTimer:
             gpu_celsius=gpu.celsius if gpu is not None else None,
             marks=_marks(
                 retried=self._clock.allocator_retries() > retries,
+                compiled=compiling.compilations() > compiled,
                 busy=load.busy,
                 throttled=gpu is not None and gpu.slowed,
                 restarted=self._feed.epochs > epochs,
@@ -240,9 +242,10 @@ def in_time(deadline: float) -> float:
     return now
 
 
-def _marks(*, retried: bool, busy: bool, throttled: bool, restarted: bool) -> tuple[str, ...]:
+def _marks(*, retried: bool, compiled: bool, busy: bool, throttled: bool, restarted: bool) -> tuple[str, ...]:
     named = {
         "alloc_retry": retried,
+        "recompiled": compiled,
         "busy_machine": busy,
         "throttled": throttled,
         "epoch_edge": restarted,

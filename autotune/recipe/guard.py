@@ -23,8 +23,8 @@ STEPS = 32
 """Steps of each run, of the few dozen in which arithmetic that is too coarse shows."""
 LEAST_STEPS = 16
 """Fewer are no check: the first ten calibrate a scaler."""
-CHECKED = ("precision",)
-"""Knobs that bring another format.
+CHECKED = ("precision", "compile")
+"""Knobs that bring another format, or code that nobody has read.
 
 Not `channels_last`, `fused_optimizer`, `cudnn_benchmark` and `cpu_threads`: they add up the same numbers in
 another order, in the same format. In a network that amplifies differences that alone moves the losses of a
@@ -167,9 +167,12 @@ def known_of(judged: Sequence[Numerics], settings: Settings, reference: Settings
 
 
 def label(settings: Settings, reference: Settings) -> str:
-    """What is compared, by name: `bfloat16`."""
-    mine, theirs = settings.compute.precision, reference.compute.precision
-    return mine if mine != theirs else "the same settings"
+    """What is compared, by name: `bfloat16`, or `bfloat16, compiled (default)`."""
+    mine, theirs = settings.compute, reference.compute
+    named: list[str] = [mine.precision] if mine.precision != theirs.precision else []
+    if mine.compile != theirs.compile:
+        named.append(f"compiled ({mine.compile})" if mine.compile else "not compiled")
+    return ", ".join(named) or "the same settings"
 
 
 def late_steps(count: int) -> int:

@@ -98,7 +98,7 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     if steps < LEAST_STEPS:
         return None
     return GradientSpec(
-        settings=know.incumbent.replace(batch_size=know.yours.loader.batch_size),
+        settings=know.incumbent.replace(batch_size=know.yours.loader.batch_size, compile=None),
         micro_batches=MICRO_BATCHES,
         steps=steps,
         warm_steps=warm,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from autotune.facts import WorkloadFacts
+from autotune.search.compiling import next_s
 from autotune.search.knowledge import Knowledge
 from autotune.settings import ComputeSettings, Settings
 from autotune.space.rules import needs_own_process
@@ -104,7 +105,7 @@ class Costs:
     def _warmups(self, settings: Settings, *, own: bool) -> list[float]:
         """Seconds of warm-up, for each compute settings the longest: of `settings`' own, or of all like them.
 
-        Alike are those that choose kernels in the same way: by search, or by guess.
+        Alike are those that choose kernels in the same way: by search, or by guess; none that are compiled.
         """
         longest: dict[tuple[ComputeSettings, int | None], float] = {}
         wanted = (settings.compute, settings.loader.batch_size)
@@ -112,7 +113,8 @@ class Costs:
             if trial.measurement is None or trial.spec.mode == "loader":
                 continue
             which = (trial.settings.compute, trial.settings.loader.batch_size)
-            if which == wanted or not (own or needs_own_process(trial.settings, settings)):
+            alike = not needs_own_process(trial.settings, settings) and trial.settings.compute.compile is None
+            if which == wanted or (alike and not own):
                 longest[which] = max(longest.get(which, 0.0), trial.measurement.warmup_s)
         return list(longest.values())
 
@@ -120,6 +122,8 @@ class Costs:
         """Seconds of warm-up in a process that has not run such a step: kernels are loaded and chosen."""
         if mode == "loader":
             return 0.0
+        if settings.compute.compile is not None:
+            return next_s(self.know, settings)
         known = self._warmups(settings, own=True) or self._warmups(settings, own=False)
         return statistics.median_high(known) if known else 0.0
 
@@ -127,7 +131,7 @@ class Costs:
         """Seconds of warm-up in the process as it is: little where such a step has run."""
         if mode == "loader":
             return 0.0
-        if not self._warmups(settings, own=True):
+        if settings.compute.compile is not None or not self._warmups(settings, own=True):
             return self._first_warmup_s(settings, mode)
         return min(
             t.measurement.warmup_s

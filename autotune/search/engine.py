@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,9 +15,10 @@ from autotune.recipe.guard import judge_numerics, label
 from autotune.recipe.pilot import judge_pilot
 from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
+from autotune.search.compiling import affordable, compile_kept, compile_notes
 from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.edge import edge_notes
-from autotune.search.faults import baseline_error, short_budget, unmeasured, used_up
+from autotune.search.faults import baseline_error, disturbances, short_budget, unmeasured, used_up
 from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
@@ -58,11 +58,6 @@ _STAGES = {
     "sampled": "what the sampler proposes",
     "final": "finals: the best against yours",
     "worth": "what each setting is worth",
-}
-_DISTURBANCES = {
-    "busy_machine": "other processes used the CPUs",
-    "throttled": "the GPU slowed itself down",
-    "alloc_retry": "device memory ran short",
 }
 
 
@@ -245,9 +240,9 @@ class _Session:
         self.pilots.append(judge_pilot(record))
 
     def _sample(self, move: Sample) -> None:
-        context = self.context
+        context, know = self.context, self._know()
         drawn = self.store.draw(
-            lambda values: self.space.settings(**values),
+            lambda values: self.space.settings(**affordable(know, values)),
             lambda settings: acceptable(context, self.history, settings),
         )
         if drawn is None:
@@ -319,7 +314,7 @@ class _Session:
             yours=self.space.yours,
             verdict=verdict,
             worth=worths(know, verdict),
-            kept=(*self.space.kept, *batch_kept(know)),
+            kept=(*self.space.kept, *batch_kept(know), *compile_kept(know)),
             trials=tuple(self.history),
             recipe=recipe_of(
                 self.space,
@@ -350,12 +345,13 @@ class _Session:
             notes.append("the budget left no time for a new process in each of the finals: they shared one")
         disturbed, count = disturbed_finals(finals)
         if 2 * disturbed > count:
-            why = ", ".join(_disturbances(finals))
+            why = ", ".join(disturbances(finals))
             notes.append(f"{disturbed} of {count} finals were disturbed: {why}")
         if know.yours in know.full:
             notes.extend(edge_notes(know, Costs(know)))
             notes.extend(headroom_notes(know, verdict.winner))
             notes.extend(batch_notes(know))
+            notes.extend(compile_notes(know, verdict.winner))
             notes.extend(guard_notes(know, verdict.winner))
             notes.extend(pilot_notes(know, verdict.winner))
         return tuple(notes)
@@ -370,13 +366,6 @@ def _incomplete(know: Knowledge) -> Verdict:
         return Verdict(kind="incomplete", winner=best[0], sentence=sentence)
     sentence = "stopped early: nothing was seen to be faster than yours"
     return Verdict(kind="incomplete", winner=know.yours, sentence=sentence)
-
-
-def _disturbances(trials: Sequence[Trial]) -> list[str]:
-    """What disturbed these trials, in words, the most frequent first."""
-    found = [t.measurement for t in trials if t.measurement is not None]
-    marks = Counter(mark for measured in found for block in measured.blocks for mark in block.marks)
-    return [_DISTURBANCES[mark] for mark, _ in marks.most_common() if mark in _DISTURBANCES]
 
 
 def _of_drawn(context: PlanContext, spec: TrialSpec, drawn: Settings) -> TrialSpec:

@@ -1,6 +1,9 @@
-"""What a failure of *yours* means to the user: the error to raise. Pure."""
+"""What went wrong, for the user: the error for a failure of *yours*, and what disturbed trials. Pure."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 from autotune.errors import (
     AutotuneError,
@@ -10,8 +13,15 @@ from autotune.errors import (
     NonFiniteLossError,
     NotPicklableError,
 )
-from autotune.trial import Failure
+from autotune.trial import Failure, Trial
 from autotune.units import format_duration
+
+_DISTURBANCES = {
+    "busy_machine": "other processes used the CPUs",
+    "throttled": "the GPU slowed itself down",
+    "alloc_retry": "device memory ran short",
+    "recompiled": "the model was compiled again, for another shape",
+}
 
 
 def baseline_error(failure: Failure) -> AutotuneError:
@@ -59,3 +69,10 @@ def unmeasured(budget_s: float, given_s: float) -> BudgetError:
         why=f"your own settings were not measured in the {format_duration(given_s)} that were left for them",
         fix=f"give at least {format_duration(10 * budget_s)}, or check that your loop does not hang",
     )
+
+
+def disturbances(trials: Sequence[Trial]) -> list[str]:
+    """What disturbed these trials, in words, the most frequent first."""
+    found = [t.measurement for t in trials if t.measurement is not None]
+    marks = Counter(mark for measured in found for block in measured.blocks for mark in block.marks)
+    return [_DISTURBANCES[mark] for mark, _ in marks.most_common() if mark in _DISTURBANCES]

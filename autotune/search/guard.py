@@ -1,13 +1,14 @@
 """When settings with other arithmetic are compared with *yours* step by step, and what is said of it. Pure.
 
-Once for each change of precision, whatever else changes with it: as soon as the search would build on it, at
-the latest before the finals. What trains worse is out.
+Once for each change of precision or of what is compiled, whatever else changes with it: as soon as the search
+would build on it, at the latest before the finals. What trains worse is out.
 """
 
 from __future__ import annotations
 
 from autotune.measure.seam import NumericsSpec
 from autotune.recipe.guard import CHECKED, LEAST_STEPS, STEPS, NumericsRecord, changes, label
+from autotune.search.compiling import next_s
 from autotune.search.cost import MIN_PAIRS, Costs
 from autotune.search.finals import candidates, finals_of
 from autotune.search.knowledge import Knowledge
@@ -24,7 +25,7 @@ _STARTING_S = 15.0
 def early_check(know: Knowledge, room_s: float) -> NumericsSpec | None:
     """A comparison of the incumbent's precision, before more is built on it."""
     incumbent = know.incumbent
-    if incumbent.compute.precision == know.yours.compute.precision:
+    if not changes(incumbent, know.yours):
         return None
     return _spec(know, incumbent, room_s) if _unknown(know, incumbent) else None
 
@@ -110,7 +111,13 @@ def _needed_s(know: Knowledge, settings: Settings, steps: int, *, runs: int) -> 
     """Wall seconds of so many runs, all but one of the reference; each begins with a look at the gradient."""
     theirs, ours = know.latest(settings), know.latest(know.yours)
     batch, own = settings.loader.batch_size, know.yours.loader.batch_size
-    theirs_s = theirs.step_s * (own / batch if batch and own else 1.0)
+    larger = batch / own if batch and own else 1.0
+    # In the user's own batches; in those of the settings where they are compiled for these.
+    compiled = settings.compute.compile is not None
+    theirs_s, ours_s = (
+        (theirs.step_s, ours.step_s * larger) if compiled else (theirs.step_s / larger, ours.step_s)
+    )
     # What is drawn ahead is waited for here, and only once.
-    step_s = theirs_s + (runs - 1) * ours.step_s
-    return (steps + 1) * step_s + theirs.warmup_s + ours.warmup_s + theirs.startup_s
+    step_s = theirs_s + (runs - 1) * ours_s
+    warmup_s = next_s(know, settings) if compiled else theirs.warmup_s
+    return (steps + 1) * step_s + warmup_s + ours.warmup_s + theirs.startup_s

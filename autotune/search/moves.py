@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autotune.search import batch_moves
 from autotune.search.batch_moves import worth_trying
+from autotune.search.compiling import too_dear
 from autotune.search.cost import Costs
 from autotune.search.finals import without_each
 from autotune.search.knowledge import Knowledge
@@ -37,6 +38,27 @@ def next_single(
     if not moves:
         return None
     settings = next((p.settings for p in expected if p.settings in moves), moves[0])
+    return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
+
+
+def next_compiled(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
+    """The incumbent compiled, once, on a device: small kernels wait for the host that launches them.
+
+    In the mode that launches all of a step at once, where there is one. Other modes, and CPUs, where
+    compiling brings less, are left to the moves of one knob.
+    """
+    yours = know.yours.compute.compile
+    tried = any(trial.settings.compute.compile != yours for trial in know.history)
+    if tried or "compute" not in groups or not know.ctx.space.workload.accelerated:
+        return None
+    found = {
+        settings.compute.compile: settings
+        for name, settings in neighbours(know.ctx.space, know.incumbent, "compute")
+        if name == "compile" and worth_trying_now(know, settings)
+    }
+    settings = found.get("reduce-overhead", found.get("default"))
+    if settings is None:
+        return None
     return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
 
 
@@ -110,4 +132,4 @@ def open_groups(know: Knowledge) -> list[MoveGroup]:
 def worth_trying_now(know: Knowledge, settings: Settings) -> bool:
     """Whether they are worth a full trial now: other batches have to wait for their turn."""
     waits = batch_moves.changed(know.ctx, settings) and not batch_moves.begun(know)
-    return not waits and worth_trying(know, settings)
+    return not waits and worth_trying(know, settings) and not too_dear(know, settings)

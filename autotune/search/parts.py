@@ -116,11 +116,14 @@ def _worth_it(costs: Costs, side: Literal["compute", "loader"], size: int, left:
 
 def _compute_variants(know: Knowledge) -> tuple[Settings, ...]:
     start, space = base(know), know.ctx.space
-    # Memory that is kept is a move of its own (ADR 0010): each final beside it starts a process.
+    # Memory that is kept is a move of its own (ADR 0010): each final beside it starts a process. So is what
+    # is compiled, as it takes longer than any trial.
+    own = start.compute
     moved = [
         s
         for _, s in neighbours(space, start, "compute")
-        if space.legal(s) and s.compute.keep_host_memory == start.compute.keep_host_memory
+        if space.legal(s)
+        and (s.compute.keep_host_memory, s.compute.compile) == (own.keep_host_memory, own.compile)
     ]
     alike = sorted(moved, key=lambda s: needs_own_process(start, s))  # what needs another process comes last
     return tuple(s for s in dict.fromkeys([start, *alike]) if not would_fail(s, know.history))

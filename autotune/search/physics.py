@@ -33,7 +33,13 @@ Array = npt.NDArray[np.float64]
 _STEP_KNOBS = (*GROUPS["compute"], "batch_size")
 _LOAD_KNOBS = (*GROUPS["loader"],)
 _ALL_KNOBS = tuple(name for names in GROUPS.values() for name in names)
-_EFFECT = {"precision": 0.5, "channels_last": 0.25, "cudnn_benchmark": 0.2, "fused_optimizer": 0.1}
+_EFFECT = {
+    "precision": 0.5,
+    "compile": 0.3,
+    "channels_last": 0.25,
+    "cudnn_benchmark": 0.2,
+    "fused_optimizer": 0.1,
+}
 """Log sd of what one value of a knob does to the step; `_OTHER_EFFECT` for what is not named."""
 _OTHER_EFFECT = 0.2
 _LOAD_EFFECT = {"num_workers": 0.15, "prefetch_factor": 0.08, "batch_size": 0.1, "persistent_workers": 0.05}
@@ -72,11 +78,14 @@ class Coded:
     threads: Array
     doublings: Array
     """Log2 of the batch size over *yours*."""
+    compiled: Array
+    """1 where the model is compiled, else 0."""
 
     def take(self, chosen: npt.NDArray[np.int64]) -> Coded:
         """Some of the rows."""
         codes = {name: rows[chosen] for name, rows in self.codes.items()}
-        return Coded(codes, self.workers[chosen], self.threads[chosen], self.doublings[chosen])
+        rest = (self.workers, self.threads, self.doublings, self.compiled)
+        return Coded(codes, *(each[chosen] for each in rest))
 
 
 def code(space: Space, settings: Sequence[Settings]) -> Coded:
@@ -92,6 +101,7 @@ def code(space: Space, settings: Sequence[Settings]) -> Coded:
         _numbers([flat["num_workers"] for flat in flats], 0),
         _numbers([flat["cpu_threads"] for flat in flats], cpus),
         np.log2(_numbers([flat["batch_size"] for flat in flats], base) / base),
+        np.array([flat["compile"] is not None for flat in flats], dtype=np.float64),
     )
 
 

@@ -137,8 +137,9 @@ def _spec(know: Knowledge, settings: Settings, room_s: float) -> PilotSpec | Non
     """The pilot, shorter where time is short; None where there is time for too little, or no recipe.
 
     Both sides have the loader, the threads and the arithmetic that the settings have: those are judged apart.
+    Nothing is compiled, which would have to be done for either batch size.
     """
-    ctx = know.ctx
+    ctx, settings = know.ctx, settings.replace(compile=None)
     noise = None if ctx.look is None else ctx.look.noise
     recipe = recipe_of(ctx.space, settings, epochs=ctx.epochs, noise=noise)
     allowed_s = min(SHARE * ctx.budget_s - ctx.piloted_s, room_s)
@@ -186,6 +187,7 @@ def _sample_s(know: Knowledge, size: int) -> float:
     rates = [
         know.latest(s).samples_per_s
         for s in know.full
+        if s.compute.compile is None  # as in the pilot
         if s == know.yours or ((s.loader.batch_size or 0) <= size and not know.unfit(s))
     ]
     return 1 / max(rates)

@@ -27,7 +27,15 @@ from autotune.search.finals import candidates, next_challenge, next_final, next_
 from autotune.search.guard import early_check, next_check
 from autotune.search.guard import reserve_s as guard_s
 from autotune.search.knowledge import Knowledge, PlanContext
-from autotune.search.moves import confirm, next_single, open_groups, second_look, untried, worth_trying_now
+from autotune.search.moves import (
+    confirm,
+    next_compiled,
+    next_single,
+    open_groups,
+    second_look,
+    untried,
+    worth_trying_now,
+)
 from autotune.search.parts import next_part, predicted
 from autotune.search.pilot import early_pilot, next_pilot
 from autotune.search.pilot import reserve_s as pilot_s
@@ -216,6 +224,7 @@ def _wanted(
         return EndSearch(reason="the ceilings leave nothing to gain")
     spec = _advice(know, costs, groups) or _feed(know, costs, groups)
     spec = spec or next_part(know, costs, room_s, groups) or _parts(know, costs)
+    spec = spec or next_compiled(know, costs, groups)
     if spec is not None:
         return Run(spec=spec)
     return _larger_batch(know, costs, room_s) or _look_on(know, costs, groups)

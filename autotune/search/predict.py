@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from autotune.search.compiling import first_s
 from autotune.search.knowledge import Knowledge
 from autotune.search.physics import Array, Coded, Seen, StepModel, code, fit
 from autotune.settings import Settings
@@ -170,8 +171,21 @@ def _starts_s(know: Knowledge, coded: Coded) -> Array:
     restart_s = np.where(persistent, statistics.median(kept) if kept else 0.0, anew_s)
     if epochs is None:
         return np.asarray(restart_s / samples)
-    warmup_s = statistics.median(m.warmup_excess_s for _, m in measured)
+    warmup_s = _warmup_s(know, coded)
     return np.asarray((warmup_s + startup_s + (epochs - 1) * restart_s) / (epochs * samples))
+
+
+def _warmup_s(know: Knowledge, coded: Coded) -> Array:
+    """What the first steps of a run take beyond steady ones: as a rule, or with what is compiled in them."""
+    excess: dict[bool, list[float]] = {False: [], True: []}
+    for runs in know.full.values():
+        for trial in runs:
+            assert trial.measurement is not None, "full trials are measured"
+            excess[trial.settings.compute.compile is not None].append(trial.measurement.warmup_excess_s)
+    plain_s, compiled = excess[False], excess[True]
+    usual_s = statistics.median(plain_s) if plain_s else 0.0
+    compiled_s = statistics.median(compiled) if compiled else first_s(know, "default")
+    return np.asarray(np.where(coded.compiled > 0, compiled_s, usual_s))
 
 
 def _trend(points: Sequence[tuple[int, float]], workers: Array) -> Array:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from autotune.errors import UsageError
 from autotune.facts import MachineFacts, WorkloadFacts
 from autotune.outcome import Kept
-from autotune.settings import GROUPS, KnobValue, Precision, Settings
+from autotune.settings import GROUPS, CompileMode, KnobValue, Precision, Settings
 from autotune.space import rules
 from autotune.space.knobs import CLASS_RANK, KNOBS, Knob, KnobClass, MoveGroup, knob
 from autotune.space.values import Ground, choice, native_precisions
@@ -160,8 +160,8 @@ def _option(each: Knob, ground: Ground, allow: KnobClass) -> Option | Kept | Non
         return Kept(knob=each.name, value=value, why=why)
     if each.name == "persistent_workers":
         return None
-    # None stands for torch's own choice, or for no workers at all: alone it leaves nothing to choose.
-    if len([v for v in found.values if v is not None or each.name == "cpu_threads"]) < 2:
+    # None is a choice of its own but for the prefetch factor, where it goes with having no workers.
+    if len([v for v in found.values if v is not None or each.name in ("cpu_threads", "compile")]) < 2:
         return Kept(knob=each.name, value=value, why="no other value is possible here")
     return Option(knob=each.name, values=found.values, kind=each.kind)
 
@@ -198,11 +198,12 @@ def _check_value(which: Knob, value: KnobValue) -> None:
         UsageError: where it cannot.
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
-    precisions = typing.get_args(Precision)
+    words = {"precision": typing.get_args(Precision), "compile": (None, *typing.get_args(CompileMode))}
     fix = ""
-    if which.name == "precision":
-        good, wanted = value in precisions, f"one of {', '.join(precisions)}"
-        close = difflib.get_close_matches(str(value), precisions, n=1)
+    if which.name in words:
+        known = [str(word) for word in words[which.name]]
+        good, wanted = value in words[which.name], f"one of {', '.join(known)}"
+        close = difflib.get_close_matches(str(value), known, n=1)
         fix = f"did you mean `{close[0]}`?" if close else ""
     elif which.name == "num_workers":
         good, wanted = whole and int(value or 0) >= 0, "a whole number of at least 0"
@@ -219,7 +220,7 @@ def _check_value(which: Knob, value: KnobValue) -> None:
 def bundle(space: Space) -> Settings:
     """What an expert would try first, from the facts alone; legal, and *yours* where nothing applies.
 
-    Without `cudnn_benchmark`, which costs seconds to tens of seconds in every process, and without
+    Without `cudnn_benchmark` and `compile`, which cost seconds to minutes in every process, and without
     `keep_host_memory`, after which nothing else shares the process: they are tried by themselves.
 
     Sources: the tuning guides of PyTorch and NVIDIA for the switches; one CPU left to the training loop.
@@ -331,7 +332,9 @@ def _steps(space: Space, name: str, now: KnobValue) -> list[KnobValue]:
     numbers = [v for v in values if isinstance(v, int)]
     if now is None:
         # Torch's own number of threads is about one for each CPU. Without workers nothing is prefetched.
-        return [numbers[-1], numbers[0]] if name == "cpu_threads" else []
+        return (
+            [numbers[-1], numbers[0]] if name == "cpu_threads" else [v for v in values if isinstance(v, str)]
+        )
     up, down = [v for v in numbers if v > now], [v for v in numbers if v < now]
     steps: list[KnobValue] = [*up[:1], *down[-1:]]
     if name == "num_workers" and now == 0:

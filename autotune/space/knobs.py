@@ -129,6 +129,14 @@ KNOBS: tuple[Knob, ...] = (
         doc="memory that a step frees stays with the process for the next one",
         cost_rank=2,
     ),
+    Knob(
+        name="compile",
+        group="compute",
+        kind="numerics",
+        needs="a CPU or a CUDA device, and a C++ compiler",
+        doc="torch.compile makes kernels for this very model; it takes seconds to minutes at the start",
+        cost_rank=1,
+    ),
 )
 
 _BY_NAME = {each.name: each for each in KNOBS}

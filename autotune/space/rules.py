@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
-from autotune.settings import GROUPS, Precision, Settings
+from autotune.settings import GROUPS, CompileMode, Precision, Settings
 from autotune.units import format_bytes
 
 DEFAULT_PREFETCH = 2
@@ -25,7 +25,12 @@ BATCH_FILES = 4
 RESERVED_FILES = 128
 """Descriptors left to the user's own files, sockets and the device driver."""
 PRECISION_RANK: dict[Precision, int] = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 3}
+COMPILE_RANK: dict[CompileMode, int] = {"default": 0, "reduce-overhead": 1, "max-autotune": 2}
+GRAPH_MODES: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+"""Modes of `torch.compile` that replay a step as one CUDA graph; on a CPU they do what `default` does."""
 TF32_CAPABILITY = (8, 0)
+COMPILE_CAPABILITY = (7, 0)
+"""What Triton makes kernels for."""
 
 
 def device_type(workload: WorkloadFacts) -> str:
@@ -99,6 +104,31 @@ def host_memory_kept(machine: MachineFacts, workload: WorkloadFacts) -> str:
     return "the model does not run on the CPU" if workload.accelerated else machine.host_memory_fixed
 
 
+def compile_kept(machine: MachineFacts, workload: WorkloadFacts) -> str:
+    """Why the model is not compiled; empty where it can be."""
+    if workload.compiled or machine.compile_fixed:
+        return "the model is compiled already" if workload.compiled else machine.compile_fixed
+    device, gpu = device_type(workload), accelerator(machine, workload)
+    if device not in ("cpu", "cuda"):
+        return f"compiling is tried on CPUs and CUDA devices only, not on {device}"
+    if device == "cuda" and (gpu is None or gpu.capability < COMPILE_CAPABILITY):
+        return "the GPU is too old for Triton, which makes the kernels"
+    return ""
+
+
+def graphs_kept(workload: WorkloadFacts) -> str:
+    """Why steps are not replayed as a CUDA graph; empty where they can be.
+
+    A graph writes to the same memory in every replay: gradients that are still to be added to, and results of
+    one model called several times in a step, would be overwritten.
+    """
+    if device_type(workload) != "cuda":
+        return "needs a CUDA device"
+    if workload.step_samples is not None:
+        return "gradients of several batches are gathered"
+    return "train_step may call the model several times" if workload.loss == "train_step" else ""
+
+
 def canonical(
     settings: Settings, machine: MachineFacts, workload: WorkloadFacts, *, keep_persistent: bool = False
 ) -> Settings:
@@ -126,6 +156,8 @@ def canonical(
         settings = settings.replace(cpu_threads=None)
     if device_type(workload) != "cuda":
         settings = settings.replace(cudnn_benchmark=False)
+        if settings.compute.compile in GRAPH_MODES:
+            settings = settings.replace(compile="default")
     if workload.accelerated:
         settings = settings.replace(keep_host_memory=False)
     return settings
@@ -259,7 +291,16 @@ def _compute_violations(
     newly_kept = wanted.keep_host_memory and not (known and known.keep_host_memory)
     if newly_kept and (why := host_memory_kept(machine, workload)):
         found.append(f"keep_host_memory does not apply: {why}")
+    if wanted.compile is not None and wanted.compile != (known.compile if known else None):
+        found += _compile_violations(wanted.compile, machine, workload)
     return found
+
+
+def _compile_violations(mode: CompileMode, machine: MachineFacts, workload: WorkloadFacts) -> list[str]:
+    if why := compile_kept(machine, workload):
+        return [f"compile does not apply: {why}"]
+    why = graphs_kept(workload) if mode in GRAPH_MODES else ""
+    return [f"compile cannot be {mode}: {why}"] if why else []
 
 
 def _precision_violations(precision: Precision, machine: MachineFacts, workload: WorkloadFacts) -> list[str]:
@@ -293,8 +334,8 @@ def needs_own_process(before: Settings, after: Settings) -> bool:
 def simplicity(settings: Settings) -> tuple[int, ...]:
     """A sort key for ties: smaller is simpler and cheaper, equal only for equal settings.
 
-    In this order: a smaller batch (it changes learning least), plain rounding, fewer compute switches, fewer
-    workers, fewer batches ahead, no pinning, no background copy.
+    In this order: a smaller batch (it changes learning least), plain rounding, nothing compiled, fewer
+    compute switches, fewer workers, fewer batches ahead, no pinning, no background copy.
     """
     flat, loader, compute = settings.flat(), settings.loader, settings.compute
     plain = Settings().compute
@@ -303,6 +344,7 @@ def simplicity(settings: Settings) -> tuple[int, ...]:
     return (
         loader.batch_size or 0,
         int(switched > 0),
+        0 if compute.compile is None else 1 + COMPILE_RANK[compute.compile],
         PRECISION_RANK[compute.precision],
         switched,
         loader.num_workers,

@@ -9,11 +9,13 @@ from typing import cast
 from autotune.facts import MachineFacts, WorkloadFacts
 from autotune.settings import KnobValue, Precision, Settings
 from autotune.space.rules import (
+    COMPILE_RANK,
     DEFAULT_PREFETCH,
     MAX_WORKERS,
     PRECISION_RANK,
     batch_size_kept,
     channels_last_kept,
+    compile_kept,
     cudnn_kept,
     device_type,
     host_memory_kept,
@@ -65,6 +67,8 @@ def rank(value: KnobValue) -> int:
     """A value's place among its knob's: None, then numbers upwards, plain precision to half, off to on."""
     if value is None:
         return -1
+    if value in COMPILE_RANK:
+        return COMPILE_RANK[value]
     return PRECISION_RANK[cast(Precision, value)] if isinstance(value, str) else int(value)
 
 
@@ -204,6 +208,13 @@ def _keep_host_memory(ground: Ground) -> Choice:
     return Choice(kept=kept) if kept else Choice(values=(False, True))
 
 
+def _compile(ground: Ground) -> Choice:
+    if kept := compile_kept(ground.machine, ground.workload):
+        return Choice(kept=kept)
+    legal = [mode for mode in COMPILE_RANK if ground.allows(compile=mode)]
+    return Choice(values=ordered([None, *legal, ground.yours.compute.compile]))
+
+
 _CHOICES: dict[str, Callable[[Ground], Choice]] = {
     "num_workers": _num_workers,
     "prefetch_factor": _prefetch_factor,
@@ -217,6 +228,7 @@ _CHOICES: dict[str, Callable[[Ground], Choice]] = {
     "fused_optimizer": _fused_optimizer,
     "cpu_threads": _cpu_threads,
     "keep_host_memory": _keep_host_memory,
+    "compile": _compile,
 }
 
 

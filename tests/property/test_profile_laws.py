@@ -39,7 +39,7 @@ from autotune.profile.schema import (
 )
 from autotune.profile.store import slug
 from autotune.profile.yaml_io import dumps, loads
-from autotune.settings import Precision, Settings
+from autotune.settings import CompileMode, Precision, Settings
 from autotune.trial import FailureKind
 
 TEXT = dumps(sample_profile())
@@ -77,6 +77,7 @@ def _settings(draw: st.DrawFn) -> Settings:
             "channels_last": draw(st.booleans()),
             "fused_optimizer": draw(st.booleans()),
             "cpu_threads": draw(st.none() | st.integers(1, 512)),
+            "compile": draw(st.none() | st.sampled_from(typing.get_args(CompileMode))),
         }
     )
 

@@ -24,6 +24,7 @@ def test_the_defaults_are_torchs() -> None:
         "fused_optimizer": False,
         "cpu_threads": None,
         "keep_host_memory": False,
+        "compile": None,
     }
 
 

@@ -1,0 +1,99 @@
+"""torch.compile as a setting: a model whose training steps are compiled.
+
+What is compiled is the call of a model in training, on whole batches. A smaller batch, such as the last one
+of an epoch, and validation run as the model is written: compiling once more for a shape that comes once an
+epoch costs more than it saves, and would change the kernels of all steps to such as take any size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from autotune.errors import ModelError
+from autotune.settings import CompileMode
+
+
+def compiled_already(models: Iterable[nn.Module]) -> bool:
+    """Whether the user has compiled a model, or a part of one."""
+    modules = [module for model in models for module in model.modules()]
+    return any(_in_place(module) or type(module).__name__ == "OptimizedModule" for module in modules)
+
+
+def check_travels(model: Any) -> None:
+    """Refuse a live model that no copy can be made of as it is: `model.compile()` is lost on the way.
+
+    Raises:
+        ModelError: what would be measured as the user's own is not what they run.
+    """
+    live = list(model.values()) if isinstance(model, Mapping) else [model]
+    modules = [module for one in live if isinstance(one, nn.Module) for module in one.modules()]
+    if any(map(_in_place, modules)):
+        raise ModelError(
+            "the model is compiled in place, and a copy of it would not be",
+            why="model.compile() is not kept by pickle or deepcopy, and the tuner measures a copy",
+            fix="hand it over before you compile it, and compiling is one of the settings that are tried;"
+            " or pass a function that makes and compiles it, and it is left as it is",
+        )
+
+
+class _TrainingSteps:
+    """A module's call: compiled for whole batches in training, as it is written for all else."""
+
+    def __init__(self, module: nn.Module, mode: CompileMode, whole: Callable[[], bool]) -> None:
+        self._module, self._whole = module, whole
+        self._compiled = torch.compile(module._call_impl, mode=mode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._module.training and torch.is_grad_enabled() and self._whole():
+            return self._compiled(*args, **kwargs)
+        return self._module._call_impl(*args, **kwargs)
+
+
+def set_compiled(models: Iterable[nn.Module], mode: CompileMode | None, whole: Callable[[], bool]) -> None:
+    """Compile the training steps of these models in place, or have them run as they are written again.
+
+    As `nn.Module.compile` does it: parameters, and the names in `state_dict()`, stay what they are. What the
+    user has compiled is left alone where `mode` is None.
+
+    Args:
+        models: each is compiled by itself, at its first step.
+        mode: of `torch.compile`.
+        whole: whether the batch under way is one to compile for.
+    """
+    for model in models:
+        if mode is not None:
+            model._compiled_call_impl = _TrainingSteps(model, mode, whole)
+        elif _is_ours(model):
+            model._compiled_call_impl = None
+
+
+def forget(models: Iterable[nn.Module]) -> None:
+    """Models run as they are written, and nothing that was compiled for them is left in this process.
+
+    Without that the ninth variant of a model would silently run uncompiled (torch 2.9 to 2.15), and CUDA
+    graphs would keep their memory. What torch keeps on disk stays, so that the next time is quicker.
+    """
+    ours = [model for model in models if _is_ours(model)]
+    set_compiled(ours, None, lambda: True)
+    if ours:
+        torch.compiler.reset()
+
+
+def compilations() -> int:
+    """How often this process has compiled so far; 0 where the compiler was never loaded."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])
+
+
+def _in_place(module: nn.Module) -> bool:
+    """Whether the user called its `compile()`."""
+    return getattr(module, "_compiled_call_impl", None) is not None and not _is_ours(module)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "_compiled_call_impl", None), _TrainingSteps)

@@ -1,0 +1,138 @@
+"""What compiling a model costs, and whether a run has room for it. Pure.
+
+The first time takes seconds to minutes. Later ones read what torch keeps on disk: every trial begins with
+nothing compiled (`measure/compiling.py`), so each of them pays that once more.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+
+from autotune.outcome import Kept
+from autotune.search.knowledge import Knowledge
+from autotune.settings import CompileMode, ComputeSettings, KnobValue, Settings
+from autotune.trial import Trial
+from autotune.units import format_duration
+
+GUESS_S = 10.0
+"""Seconds to expect of the first time, and `GUESS_MODULE_S` for each leaf module, before any was seen."""
+GUESS_MODULE_S = 0.3
+AGAIN = 0.2
+"""Part of the first time that a later one is expected to take, before it was seen."""
+AUTOTUNED = 4.0
+"""Times what another mode takes: `max-autotune` runs many kernels to find the fastest."""
+SHARE = 0.25
+"""Compiling for one trial may take this part of the time that is left."""
+WHOLE_SHARE = 0.6
+"""With `_LATER` further times, a second look and the fewest finals, it may take this part."""
+_LATER = 5
+WORTH = 0.25
+"""Part of the user's whole training that compiling may take: no more than a good gain would save."""
+
+
+def first_s(know: Knowledge, mode: CompileMode) -> float:
+    """Seconds to expect of compiling in this mode for the first time in some settings."""
+    known = {each: _first_times(know, each) for each in ("default", "reduce-overhead", "max-autotune")}
+    if known[mode]:
+        return statistics.median_high(known[mode])
+    factor = AUTOTUNED if mode == "max-autotune" else 1.0
+    others = [s for each, times in known.items() for s in times if each != "max-autotune"]
+    if others:
+        return factor * statistics.median_high(others)
+    return factor * (GUESS_S + GUESS_MODULE_S * know.ctx.space.workload.leaf_modules)
+
+
+def next_s(know: Knowledge, settings: Settings) -> float:
+    """Seconds to expect of the next warm-up with these settings; 0 where they compile nothing."""
+    mode = settings.compute.compile
+    if mode is None:
+        return 0.0
+    known = _warmups(know, mode).get(_code(settings), [])
+    if not known:
+        return first_s(know, mode)
+    return statistics.median_high(known[1:]) if len(known) > 1 else AGAIN * known[0]
+
+
+def too_dear(know: Knowledge, settings: Settings) -> str:
+    """Why there is no room for trying what these settings compile, as a clause; empty where there is."""
+    mode = settings.compute.compile
+    if mode is None or not know.full:
+        return ""
+    once_s, training_s = first_s(know, mode), _training_s(know)
+    takes = f"compiling is expected to take about {format_duration(once_s)}"
+    if training_s is not None and once_s > WORTH * training_s:
+        return f"{takes} of a training of {format_duration(training_s)}"
+    now_s, left_s = next_s(know, settings), know.ctx.remaining_s
+    needed_s = now_s + _LATER * AGAIN * once_s
+    if now_s <= SHARE * left_s and needed_s <= WHOLE_SHARE * left_s:
+        return ""
+    return f"{takes}, and {format_duration(needed_s)} with the finals: more than the budget had room for"
+
+
+def affordable(know: Knowledge, values: Mapping[str, KnobValue]) -> dict[str, KnobValue]:
+    """Values of the searched knobs as they were drawn, with nothing compiled for which there is no room."""
+    drawn = know.ctx.space.settings(**values)
+    own = know.ctx.space.start.compute.compile
+    return {**values, **({"compile": own} if "compile" in values and too_dear(know, drawn) else {})}
+
+
+def compile_kept(know: Knowledge) -> tuple[Kept, ...]:
+    """Why nothing was compiled although it could have been; nothing where a trial of it ran."""
+    if "compile" not in know.ctx.space.names or not know.full:
+        return ()
+    own = know.yours.compute.compile
+    if any(trial.settings.compute.compile != own for trial in know.history):
+        return ()
+    modes = [mode for mode in know.ctx.space.values("compile") if mode is not None and mode != own]
+    reasons = [too_dear(know, know.yours.replace(compile=mode)) for mode in modes]
+    if not reasons or not all(reasons):
+        return ()
+    return (Kept(knob="compile", value=own, why=reasons[0]),)
+
+
+def compile_notes(know: Knowledge, winner: Settings) -> tuple[str, ...]:
+    """What compiling the winner took: the first time, and later ones."""
+    mode = winner.compute.compile
+    if mode is None or mode == know.yours.compute.compile:
+        return ()
+    known = _warmups(know, mode).get(_code(winner), [])
+    if not known:
+        return ()
+    note = f"compiling took {format_duration(known[0])} the first time"
+    if known[1:]:
+        note += f", and {format_duration(statistics.median_high(known[1:]))} once torch had it on disk"
+    return (note,)
+
+
+def _training_s(know: Knowledge) -> float | None:
+    epochs, samples = know.ctx.epochs, know.samples
+    return epochs * samples / know.rate(know.incumbent) if epochs and samples else None
+
+
+def _code(settings: Settings) -> tuple[ComputeSettings, int | None]:
+    """What code is compiled for: another precision or another batch size makes other kernels."""
+    return settings.compute, settings.loader.batch_size
+
+
+def _warmups(know: Knowledge, mode: CompileMode) -> dict[tuple[ComputeSettings, int | None], list[float]]:
+    """Seconds of warm-up of all trials in this mode, by what was compiled, in the order in which they ran."""
+    found: dict[tuple[ComputeSettings, int | None], list[float]] = {}
+    for trial in know.history:
+        if trial.settings.compute.compile == mode and (took_s := _took_s(trial)) is not None:
+            found.setdefault(_code(trial.settings), []).append(took_s)
+    return found
+
+
+def _took_s(trial: Trial) -> float | None:
+    """Seconds of warm-up; of a trial that ran out of time while it warmed up, all of its seconds."""
+    if trial.spec.mode == "loader":
+        return None
+    if trial.measurement is not None:
+        return trial.measurement.warmup_s
+    assert trial.failure is not None
+    return trial.failure.wall_s if trial.failure.kind == "timeout" else None
+
+
+def _first_times(know: Knowledge, mode: CompileMode) -> list[float]:
+    return [times[0] for times in _warmups(know, mode).values()]

@@ -1,0 +1,194 @@
+"""When the search compiles: what it is expected to cost, and where there is no room for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from search_worlds import History, context, space_of
+
+from autotune.facts import GpuFacts
+from autotune.search.compiling import (
+    AGAIN,
+    AUTOTUNED,
+    affordable,
+    compile_kept,
+    compile_notes,
+    first_s,
+    next_s,
+    too_dear,
+)
+from autotune.search.cost import Costs
+from autotune.search.engine import TuneOptions, tune
+from autotune.search.knowledge import Knowledge
+from autotune.search.listener import SilentListener
+from autotune.search.moves import next_compiled, worth_trying_now
+from autotune.search.parts import _compute_variants
+from autotune.settings import Settings
+from autotune.space.candidates import Space, bundle, neighbours
+from autotune.testing import FakeRunner, fake_description
+from autotune.trial import Mode, Trial, TrialSpec
+
+GPU = GpuFacts(index=0, name="H100", memory_bytes=80 << 30, capability=(9, 0), native_bf16=True)
+ABLE: dict[str, Any] = {"compile_fixed": "", "leaf_modules": 35}
+
+
+def know_of(space: Space, history: History, **changes: object) -> Knowledge:
+    return Knowledge(context(space, **changes), history)
+
+
+def test_the_first_time_is_guessed_by_the_models_size() -> None:
+    """Ten seconds, and 0.3 for each leaf module; choosing among many kernels takes a multiple."""
+    space = space_of(**ABLE)
+    know = know_of(space, History().opened(space))
+    assert first_s(know, "default") == pytest.approx(20.5)
+    assert first_s(know, "max-autotune") == pytest.approx(20.5 * AUTOTUNED)
+
+
+def test_what_compiling_took_is_expected_of_other_settings_and_modes() -> None:
+    """Other workers need nothing new; another optimizer step does, and so does another mode."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    history = History().opened(space).ran(compiled, 200, warmup_s=50.0, wall_s=53.0)
+    know = know_of(space, history)
+    assert next_s(know, space.yours) == 0.0
+    assert next_s(know, compiled) == pytest.approx(AGAIN * 50.0)
+    assert next_s(know, space.settings(compile="default", num_workers=2)) == pytest.approx(AGAIN * 50.0)
+    assert next_s(know, space.settings(compile="default", cpu_threads=2)) == pytest.approx(50.0)
+    assert first_s(know, "reduce-overhead") == pytest.approx(50.0)
+
+
+def test_later_times_are_known_once_one_was_seen() -> None:
+    """The first one, with nothing on disk, says no more about the next."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    history = History().opened(space)
+    for seconds in (50.0, 6.0, 7.0, 9.0):
+        history.ran(compiled, 200, warmup_s=seconds, wall_s=seconds + 3)
+    assert next_s(know_of(space, history), compiled) == pytest.approx(7.0)
+    costs = Costs(know_of(space, history))
+    assert costs.overhead_s(compiled, "full") < 10.0
+    assert costs.overhead_s(space.settings(num_workers=2), "full") < 5.0
+
+
+def test_a_compilation_that_ran_out_of_time_is_known_to_be_long() -> None:
+    """It took at least as long as the trial lasted, and other settings are not expected to be quicker."""
+    space = space_of(**ABLE)
+    history = History().opened(space).failed(space.settings(compile="default"), "timeout")
+    history[-1] = replace_wall(history[-1], 100.0)
+    know = know_of(space, history)
+    assert first_s(know, "default") == pytest.approx(100.0)
+    assert too_dear(know, space.settings(compile="default", cpu_threads=2))
+
+
+def replace_wall(trial: Trial, seconds: float) -> Trial:
+    assert trial.failure is not None
+    return replace(trial, failure=replace(trial.failure, wall_s=seconds))
+
+
+def test_a_short_budget_has_no_room_for_it() -> None:
+    """In a minute nothing is compiled, in five minutes it is tried; the report says why not."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    short = know_of(space, History().opened(space), budget_s=60.0, remaining_s=50.0)
+    long = know_of(space, History().opened(space), budget_s=300.0, remaining_s=280.0)
+    assert not worth_trying_now(short, compiled)
+    assert worth_trying_now(long, compiled)
+    (kept,) = compile_kept(short)
+    assert kept.knob == "compile"
+    assert kept.why.startswith("compiling is expected to take about 20.5 s, and ")
+    assert "more than the budget had room for" in kept.why
+    assert compile_kept(long) == ()
+
+
+def test_a_short_training_does_not_pay_it_back() -> None:
+    """50,000 samples at 100/s are 8 minutes an epoch; at 2,000/s 25 seconds, of which 20.5 are too many."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    slow = know_of(space, History().opened(space, 100.0), epochs=1)
+    quick = know_of(space, History().opened(space, 2000.0), epochs=1)
+    assert too_dear(slow, compiled) == ""
+    assert too_dear(quick, compiled) == "compiling is expected to take about 20.5 s of a training of 25.0 s"
+    assert too_dear(know_of(space, History().opened(space, 2000.0), epochs=100), compiled) == ""
+
+
+def test_the_sampler_is_left_its_other_knobs() -> None:
+    """Where nothing is to be compiled, what it draws is tried without."""
+    space = space_of(**ABLE)
+    values = {name: space.values(name)[-1] for name in space.names}
+    short = know_of(space, History().opened(space), budget_s=60.0, remaining_s=50.0)
+    assert affordable(short, values) == {**values, "compile": None}
+    assert affordable(know_of(space, History().opened(space)), values) == values
+
+
+def test_compiling_is_a_move_of_its_own() -> None:
+    """Not part of the first guess, and not of the partial trials: it takes longer than any of those."""
+    space = space_of(**ABLE)
+    assert bundle(space).compute.compile is None
+    moves = neighbours(space, space.yours, "compute")
+    assert ("compile", space.yours.replace(compile="default")) in moves
+    back = neighbours(space, space.yours.replace(compile="default"), "compute")
+    assert ("compile", space.yours) in back
+    know = know_of(space, History().opened(space))
+    assert not any(settings.compute.compile for settings in _compute_variants(know))
+
+
+def test_on_a_device_compiling_comes_before_larger_batches() -> None:
+    """Once, in the mode that launches a step at once; on a CPU it is a move like any other."""
+    space = space_of(device="cuda:0", gpus=(GPU,), has_conv2d=True, image_input=True, allow="recipe", **ABLE)
+    assert space.values("compile") == (None, "default", "reduce-overhead", "max-autotune")
+    history = History().opened(space, wait=0.01)
+    know = know_of(space, history)
+    spec = next_compiled(know, Costs(know), ("compute",))
+    assert spec is not None
+    assert spec.settings == space.yours.replace(compile="reduce-overhead")
+    assert next_compiled(know, Costs(know), ("loader",)) is None
+    history.ran(spec.settings, 200, warmup_s=20.0)
+    know = know_of(space, history)
+    assert next_compiled(know, Costs(know), ("compute",)) is None
+    on_cpu = space_of(**ABLE)
+    know = know_of(on_cpu, History().opened(on_cpu))
+    assert next_compiled(know, Costs(know), ("compute",)) is None
+
+
+def test_the_winner_says_what_compiling_it_took() -> None:
+    """The first time, and later ones."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    history = History().opened(space).ran(compiled, 200, warmup_s=50.0)
+    assert compile_notes(know_of(space, history), space.yours) == ()
+    assert compile_notes(know_of(space, history), compiled) == ("compiling took 50.0 s the first time",)
+    history.ran(compiled, 200, warmup_s=6.0)
+    (note,) = compile_notes(know_of(space, history), compiled)
+    assert note == "compiling took 50.0 s the first time, and 6.00 s once torch had it on disk"
+
+
+def test_a_search_finds_what_compiling_brings() -> None:
+    """A step that is a third faster compiled wins, and is compared step by step before it does."""
+
+    def rate(settings: Settings, mode: Mode) -> float:
+        return 400.0 * (1.3 if settings.compute.compile else 1.0) * (1 if mode == "full" else 2)
+
+    runner = Compiles(rate, description=fake_description(**ABLE))
+    found = tune(runner, TuneOptions(budget_s=300.0), SilentListener(), clock=runner.clock)
+    assert found.best.compute.compile == "default"
+    assert any(note.startswith("numerics: compiled (default)") for note in found.notes)
+    assert any(note.startswith("compiling took 20.0 s the first time") for note in found.notes)
+
+
+class Compiles(FakeRunner):
+    """Compiling takes 20 s, and 4 s from disk."""
+
+    def __init__(self, *args: Any, **changes: Any) -> None:
+        super().__init__(*args, **changes)
+        self.compiled: set[Settings] = set()
+
+    def run(self, spec: TrialSpec) -> Any:
+        found = super().run(spec)
+        if spec.settings.compute.compile is None or spec.mode == "loader":
+            return found
+        seconds = 4.0 if spec.settings in self.compiled else 20.0
+        self.compiled.add(spec.settings)
+        self.clock.advance(seconds)
+        return replace(found, warmup_s=seconds, wall_s=found.wall_s + seconds)
