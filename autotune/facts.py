@@ -58,7 +58,7 @@ class MachineFacts:
     wsl: bool = False
     host_memory_fixed: str = "its allocator was not looked at"
     """Why the allocator of a process cannot be told to keep what is freed; empty where it can."""
-    compile_fixed: str = "whether models can be compiled was not looked at"
+    compile_fixed: str = "its compiler was not looked at"
     """Why torch.compile cannot be used; empty where it can."""
     gpus: tuple[GpuFacts, ...] = ()
 

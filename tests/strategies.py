@@ -120,7 +120,7 @@ def machines(draw: st.DrawFn) -> MachineFacts:
         start_method=draw(st.sampled_from(("fork", "forkserver", "spawn"))),
         cpu_native_bf16=draw(st.booleans()),
         host_memory_fixed=draw(st.sampled_from(("", "needs glibc's allocator"))),
-        compile_fixed=draw(st.sampled_from(("", "there is no C++ compiler"))),
+        compile_fixed=draw(st.sampled_from(("", "no C++ compiler"))),
         gpus=gpus,
     )
 

@@ -29,10 +29,10 @@ def compile_fixed(
             return f"you set {name}"
     names = (environ["CXX"],) if environ.get("CXX") else _COMPILERS.get(sys.platform, ("g++", "clang++"))
     if not any(shutil.which(name, path=environ.get("PATH")) for name in names):
-        return f"there is no C++ compiler ({' or '.join(names)})"
+        return f"no C++ compiler ({' or '.join(names)})"
     include = Path(sysconfig.get_path("include")) if headers is None else headers
     if not (include / "Python.h").is_file():
-        return "Python's headers are not installed (python3-dev, or python3-devel)"
+        return "Python's headers (python3-dev) are missing"
     if cuda and find_spec("triton") is None:
-        return "Triton is not installed"
+        return "no Triton"
     return ""

@@ -27,7 +27,7 @@ def environment_text(facts: MachineFacts, versions: Mapping[str, str]) -> str:
     lines = [
         _line("versions", [*(f"{name} {version}" for name, version in versions.items())]),
         _line("torch", _torch(facts)),
-        _line("system", [facts.system + (" (WSL)" if facts.wsl else ""), f"Python {facts.python_version}"]),
+        _line("system", _system(facts)),
         _line("CPU", [_short(facts.cpu_name), _bf16(facts.cpu_native_bf16)]),
         _line("CPUs", [_cpus(facts)]),
         _line("memory", _memory(facts)),
@@ -48,6 +48,11 @@ def _torch(facts: MachineFacts) -> list[str]:
     cuda = f"CUDA {facts.cuda_version}" if facts.cuda_version else "no CUDA"
     cudnn = f"cuDNN {_cudnn(facts.cudnn_version)}" if facts.cudnn_version else ""
     return [facts.torch_version, cuda, cudnn]
+
+
+def _system(facts: MachineFacts) -> list[str]:
+    compiles = f"no torch.compile: {facts.compile_fixed}" if facts.compile_fixed else "torch.compile"
+    return [facts.system + (" (WSL)" if facts.wsl else ""), f"Python {facts.python_version}", compiles]
 
 
 def _cudnn(number: int) -> str:

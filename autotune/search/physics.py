@@ -42,6 +42,8 @@ _EFFECT = {
 }
 """Log sd of what one value of a knob does to the step; `_OTHER_EFFECT` for what is not named."""
 _OTHER_EFFECT = 0.2
+_ON_CPU = {**_EFFECT, "compile": 0.1}
+"""The same where the model runs on a CPU: no kernels wait to be launched there."""
 _LOAD_EFFECT = {"num_workers": 0.15, "prefetch_factor": 0.08, "batch_size": 0.1, "persistent_workers": 0.05}
 _FULL_EFFECT = 0.04
 """Log sd of an effect of one value that shows beside the other side only."""
@@ -184,7 +186,7 @@ class _Prior:
             (0.2 if accelerated else 0.5) * crowd,
         ]
         return (
-            np.column_stack([*step, *_effects(at, _EFFECT, _STEP_KNOBS)]),
+            np.column_stack([*step, *_effects(at, _EFFECT if accelerated else _ON_CPU, _STEP_KNOBS)]),
             np.column_stack([*load, *_effects(at, _LOAD_EFFECT, _LOAD_KNOBS)]),
             np.column_stack(overlap),
             np.column_stack(_effects(at, dict.fromkeys(_ALL_KNOBS, _FULL_EFFECT), _ALL_KNOBS)),

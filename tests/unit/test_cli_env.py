@@ -32,6 +32,7 @@ H100 = GpuFacts(
 )
 T4 = GpuFacts(index=1, name="Tesla T4", memory_bytes=15 * GIB, capability=(7, 5))
 BOX = MachineFacts(
+    compile_fixed="",
     system="Linux",
     cpu_name="AMD EPYC 9354 32-Core Processor",
     logical_cpus=64,
@@ -88,7 +89,8 @@ def test_why_cpus_are_not_usable(changes: dict[str, object], said: str) -> None:
         ("cudnn_version", 8902, "torch", "cuDNN 8.9.2"),
         ("cudnn_version", None, "torch", "CUDA 13.0"),
         ("cuda_version", None, "torch", "no CUDA, cuDNN 9.24.0"),
-        ("wsl", True, "system", "Linux (WSL), Python 3.12.4"),
+        ("wsl", True, "system", "Linux (WSL), Python 3.12.4, torch.compile"),
+        ("compile_fixed", "no Triton", "system", "Python 3.12.4, no torch.compile: no Triton"),
         ("cpu_native_bf16", False, "CPU ", "no native bfloat16"),
         ("gpus", (), "GPU", "none"),
     ],
