@@ -9,8 +9,9 @@ instead. Then every row is trained for real, each run in a fresh process, by tur
 start from the same weights. Seconds are those of training, without looks at the test set.
 
 Prints medians and ranges, and whether the recommendation holds: at least as fast to the target as every
-other row, and after equal epochs no more than 0.3 points under the defaults. Rows that train alike share
-their runs. Started again with the same file it goes on. Data: the folder named by AUTOTUNE_DATA.
+other row, and after equal epochs no more than 0.3 points under the defaults; beside that, what chance the
+seeds leave to it. Rows that train alike share their runs. Started again with the same file it goes on.
+Data: the folder named by AUTOTUNE_DATA.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -172,8 +173,18 @@ def judged(rows: Mapping[str, Row]) -> str:
         against.append("the target was not reached in most runs")
     if lost > MOST_LOST:
         against.append(f"the accuracy is {lost:.2f} points under that of the defaults")
-    said = f"accuracy against the defaults {-lost:+.2f} points"
+    said = f"accuracy against the defaults {-lost:+.2f} points, {chance(rows)}"
     return f"FAIL: {'; '.join(against)} ({said})" if against else f"PASS: {said}"
+
+
+def chance(rows: Mapping[str, Row]) -> str:
+    """How well seeds and a test set of that size tell an accuracy: the mean difference, and its error."""
+    own, base = rows["recommended"].accuracy, rows["defaults"].accuracy
+    differences = [mine - theirs for mine, theirs in zip(own, base)]
+    if len(differences) < 2:
+        return "from one seed"
+    error = stdev(differences) / math.sqrt(len(differences))
+    return f"in the mean of {len(differences)} seeds {fmean(differences):+.2f} +- {error:.2f}"
 
 
 def description(profile: Profile | None, batch_size: int) -> str:
