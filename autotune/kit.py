@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
-from autotune.measure import batches, flags, host_memory, losses, optimizers
+from autotune.measure import batches, flags, host_memory, losses, optimizers, toolchain
 from autotune.measure.applying import SchedulerInterval, apply_recipe
 from autotune.measure.device import choose_device
 from autotune.measure.large_batch import build_large_batch
@@ -234,6 +234,7 @@ def make_kit(  # noqa: PLR0913  # each option is the user's
     """
     models = build_models(model)
     where = choose_device(device, list(models.values()))
+    settings = _that_run_here(settings, where)
     for one in models.values():
         one.to(where)
     if large_batch:
@@ -253,6 +254,19 @@ def make_kit(  # noqa: PLR0913  # each option is the user's
         scheduler=scheduler,
         scheduler_interval=scheduler_interval,
     )
+
+
+def _that_run_here(settings: Settings, device: torch.device) -> Settings:
+    """Without `compile` where this machine cannot: steps compute the same, and go on more slowly."""
+    why = toolchain.compile_fixed(cuda=device.type == "cuda") if settings.compute.compile else ""
+    if not why:
+        return settings
+    warnings.warn(
+        f"the model is not compiled ({settings.compute.compile!r}) as it was when measured: {why}",
+        AutotuneWarning,
+        stacklevel=4,
+    )
+    return settings.replace(compile=None)
 
 
 def _given(optimizer: Any, models: dict[str, nn.Module]) -> dict[str, Optimizer]:

@@ -21,6 +21,7 @@ from itertools import islice
 
 from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
+from autotune.search.compiling import too_dear
 from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs, wall_s
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
@@ -349,8 +350,10 @@ def _fixed(know: Knowledge, costs: Costs) -> TrialSpec | None:
 
 
 def _before(know: Knowledge, costs: Costs) -> TrialSpec | None:
-    """What won on the like of this workload before: a guess like any other."""
-    for settings in know.ctx.first:
+    """What won on the like of this workload before: a guess like any other, compiled where there is room."""
+    own = know.yours.compute.compile
+    for earlier in know.ctx.first:
+        settings = earlier.replace(compile=own) if too_dear(know, earlier) else earlier
         if worth_trying_now(know, settings):
             return costs.search_spec(settings, "joint", "what won here before")
     return None

@@ -13,6 +13,8 @@ import torch
 import workloads as w
 from torch.nn.functional import cross_entropy
 
+from autotune.errors import AutotuneWarning
+from autotune.kit import make_kit
 from autotune.measure import compiling
 from autotune.measure.stepkit import StepKit
 from autotune.measure.toolchain import compile_fixed
@@ -149,3 +151,17 @@ def test_why_nothing_can_be_compiled_is_said(tmp_path: Path) -> None:
     off = {**environ, "TORCH_COMPILE_DISABLE": "1"}
     assert compile_fixed(off, headers=headers) == "you set TORCH_COMPILE_DISABLE"
     assert compile_fixed({**environ, "TORCHDYNAMO_DISABLE": "0"}, headers=headers) == ""
+
+
+def test_a_kit_goes_on_uncompiled_where_nothing_can_be(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile from a machine with a compiler is applied on one without: it says so, and trains."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    settings = Settings().replace(batch_size=8, compile="default")
+    with pytest.warns(AutotuneWarning, match="not compiled .*: no C\\+\\+ compiler"):
+        kit = make_kit(settings, None, w.Net(), w.sgd, loss=cross_entropy)
+    with kit:
+        kit.step((X, Y))
+    assert calls == []

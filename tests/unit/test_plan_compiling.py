@@ -25,6 +25,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.listener import SilentListener
 from autotune.search.moves import next_compiled, worth_trying_now
 from autotune.search.parts import _compute_variants
+from autotune.search.plan import Run, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import Space, bundle, neighbours
 from autotune.testing import FakeRunner, fake_description
@@ -120,6 +121,17 @@ def test_the_sampler_is_left_its_other_knobs() -> None:
     short = know_of(space, History().opened(space), budget_s=60.0, remaining_s=50.0)
     assert affordable(short, values) == {**values, "compile": None}
     assert affordable(know_of(space, History().opened(space)), values) == values
+
+
+def test_what_won_before_is_tried_uncompiled_where_compiling_is_too_dear() -> None:
+    """All else that made it fast is as good a guess in a minute."""
+    space = space_of(**ABLE)
+    won = space.settings(compile="default", cpu_threads=2)
+    for remaining_s, wanted in ((280.0, won), (50.0, won.replace(compile=None))):
+        ctx = context(space, budget_s=remaining_s + 10, remaining_s=remaining_s, first=(won,))
+        move = next_move(ctx, History().opened(space))
+        assert isinstance(move, Run)
+        assert move.spec.settings == wanted
 
 
 def test_compiling_is_a_move_of_its_own() -> None:
