@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
-from autotune.measure import batches, flags, host_memory, losses, optimizers, toolchain
+from autotune.measure import batches, compiling, flags, host_memory, losses, optimizers, toolchain
 from autotune.measure.applying import SchedulerInterval, apply_recipe
 from autotune.measure.device import choose_device
 from autotune.measure.large_batch import build_large_batch
@@ -35,9 +35,9 @@ class Kit(StepKit):
                 loss = kit.step(batch)
 
     Models go to the device and take the memory order of the settings; the optimizer is switched to its
-    fused step; torch's switches (cudnn.benchmark, TF32, threads) are set at once and put back by `close()`
-    or at the end of the `with` block. Only `keep_host_memory` stays for the life of the process: glibc has no
-    way back from it.
+    fused step; torch's switches (cudnn.benchmark, TF32, threads) are set at once, and training steps on whole
+    batches are compiled; both are put back by `close()` or at the end of the `with` block. Only
+    `keep_host_memory` stays for the life of the process: glibc has no way back from it.
 
     Where the batch size was changed, learning rates, weight decay, beta2 and the momentum of BatchNorm
     become those of the recipe, once for an optimizer and a model. `scheduler` drives the warmup, and the
@@ -79,6 +79,7 @@ class Kit(StepKit):
                 train_step=train_step,
                 gather=recipe.accumulation_steps if recipe is not None else 1,
             )
+            self._flags.callback(compiling.put_back, self._before_compiling)
             self.schedulers: dict[str, SampleScheduler] = apply_recipe(
                 recipe,
                 self.models,
@@ -188,7 +189,7 @@ class Kit(StepKit):
         self._gathered = 0
 
     def close(self) -> None:
-        """Put torch's switches back; the model stays as it is."""
+        """Put torch's switches back; the model stays as it is, but runs as it is written."""
         self._flags.close()
 
     def __enter__(self) -> Kit:

@@ -238,3 +238,10 @@ class Trial:
     def settings(self) -> Settings:
         """What was run."""
         return self.spec.settings
+
+    @property
+    def wall_s(self) -> float:
+        """What it cost, failed or not."""
+        outcome = self.measurement or self.failure
+        assert outcome is not None, "one outcome per trial"
+        return outcome.wall_s

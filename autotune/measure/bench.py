@@ -57,7 +57,9 @@ def _session(payload: Any) -> Any:
     from autotune.measure.payload import unpack
     from autotune.measure.probe import machine_facts
     from autotune.measure.session import Session
+    from autotune.measure.signals import calm_worker_deaths
 
+    calm_worker_deaths()
     host_memory.settle()
     started = time.perf_counter()
     workload, parts = unpack(payload)

@@ -44,17 +44,24 @@ def check_travels(model: Any) -> None:
 class _TrainingSteps:
     """A module's call: compiled for whole batches in training, as it is written for all else."""
 
-    def __init__(self, module: nn.Module, mode: CompileMode, whole: Callable[[], bool]) -> None:
-        self._module, self._whole = module, whole
-        self._compiled = torch.compile(module._call_impl, mode=mode)
+    def __init__(self, module: nn.Module, mode: CompileMode, wanted: Callable[[], bool]) -> None:
+        self._module, self._wanted = module, wanted
+
+        # A function of ours, since some versions skip the call of a class of torch's own.
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return module._call_impl(*args, **kwargs)
+
+        self._compiled = torch.compile(call, mode=mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._module.training and torch.is_grad_enabled() and self._whole():
+        if self._module.training and torch.is_grad_enabled() and self._wanted():
             return self._compiled(*args, **kwargs)
         return self._module._call_impl(*args, **kwargs)
 
 
-def set_compiled(models: Iterable[nn.Module], mode: CompileMode | None, whole: Callable[[], bool]) -> None:
+def set_compiled(
+    models: Iterable[nn.Module], mode: CompileMode | None, wanted: Callable[[], bool]
+) -> list[tuple[nn.Module, Any]]:
     """Compile the training steps of these models in place, or have them run as they are written again.
 
     As `nn.Module.compile` does it: parameters, and the names in `state_dict()`, stay what they are. What the
@@ -63,13 +70,25 @@ def set_compiled(models: Iterable[nn.Module], mode: CompileMode | None, whole: C
     Args:
         models: each is compiled by itself, at its first step.
         mode: of `torch.compile`.
-        whole: whether the batch under way is one to compile for.
+        wanted: asked before each call in training, whether it is to run compiled.
+
+    Returns:
+        What `put_back` takes.
     """
-    for model in models:
+    before = [(model, model._compiled_call_impl) for model in models if mode is not None or _is_ours(model)]
+    for model, _ in before:
         if mode is not None:
-            model._compiled_call_impl = _TrainingSteps(model, mode, whole)
-        elif _is_ours(model):
+            model._compiled_call_impl = _TrainingSteps(model, mode, wanted)
+        else:
             model._compiled_call_impl = None
+    return before
+
+
+def put_back(before: Iterable[tuple[nn.Module, Any]]) -> None:
+    """The calls that `set_compiled` replaced, unless they were ours."""
+    for model, call in before:
+        if _is_ours(model):
+            model._compiled_call_impl = None if isinstance(call, _TrainingSteps) else call
 
 
 def forget(models: Iterable[nn.Module]) -> None:

@@ -153,6 +153,8 @@ class _Runs:
 
     def __init__(self, session: Session, drawn: Sequence[Any], deadline: float) -> None:
         self._session, self._drawn, self._deadline = session, drawn, deadline
+        self._random = False
+        """Whether a step draws random numbers where no module of torch's drops units."""
 
     def settled_match(
         self, spec: NumericsSpec, settled: _Weights, first: GradientMatch | None
@@ -225,7 +227,8 @@ class _Runs:
         """None where none is seen, or none is finite at any scale.
 
         Without dropout: on a GPU the same seed drops other units in another format. Not of a compiled model
-        that has some: without it, it would have to be compiled once more, and it draws numbers of its own.
+        that has some: without it, it would have to be compiled once more, and it draws numbers of its own, as
+        it does wherever the model draws any.
         """
         dropping = [
             module
@@ -233,7 +236,7 @@ class _Runs:
             for module in model.modules()
             if isinstance(module, _DropoutNd) and module.p > 0
         ]
-        if dropping and kit.settings.compute.compile is not None:
+        if (dropping or self._random) and kit.settings.compute.compile is not None:
             return None
         for module in dropping:
             module.training = False
@@ -242,7 +245,9 @@ class _Runs:
                 timing.in_time(self._deadline)
                 flags.seed_everything(seed)
                 scale = _scale(kit) or 1.0
+                before = flags.device_random_state(self._session.device)
                 kit.step(batches.copied(self._drawn[number]))
+                self._random |= not torch.equal(before, flags.device_random_state(self._session.device))
                 seen = tap.take()
                 if seen and math.isfinite(seen.norm()):
                     return _named(seen, tap, kit, scale)

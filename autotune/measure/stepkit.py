@@ -60,18 +60,25 @@ class StepKit:
         self._train_step = train_step
         self._gather = gather
         self._gathered = 0
+        self._size = settings.loader.batch_size
+        """Samples of a whole batch; of the first one where the loader does not tell."""
         self._whole = True
-        """Whether the batch under way has the size that is compiled for."""
+        """Whether the batch under way is one."""
         self._graphs = device.type == "cuda" and settings.compute.compile in GRAPH_MODES
+        self._stepped = True
+        """Whether the optimizer has stepped since anything compiled ran."""
         _check_held(self.models.values(), self.optimizers.values())
         for model in self.models.values():
             set_memory_format(model, channels_last=settings.compute.channels_last)
-        compiling.set_compiled(self.models.values(), settings.compute.compile, lambda: self._whole)
         for optimizer in self.optimizers.values():
             optimizers.follow_parameters(optimizer)
             optimizers.set_fused(optimizer, settings.compute.fused_optimizer)
         if settings.compute.precision == "float16":
             self.scaler = torch.amp.GradScaler(device.type)
+        # Last, so that nothing stays compiled for a kit that did not come about.
+        self._before_compiling = compiling.set_compiled(
+            self.models.values(), settings.compute.compile, self._runs_compiled
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -85,9 +92,10 @@ class StepKit:
 
     def to_device(self, batch: Any) -> Any:
         """The batch where the model is, in the memory order that the settings ask for."""
-        size = self.settings.loader.batch_size
-        if size is not None and self.settings.compute.compile is not None:
-            self._whole = batches.count_samples(batch, size, expected=size) == size
+        if self.settings.compute.compile is not None:
+            count = batches.count_samples(batch, self._size or 1, expected=self._size)
+            self._size = self._size or count
+            self._whole = count == self._size
         return batches.to_device(
             batch,
             self.device,
@@ -105,8 +113,6 @@ class StepKit:
 
     def zero_grad(self) -> None:
         """Drop all gradients, where none are being gathered."""
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         if self._gathered == 0:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
@@ -155,7 +161,15 @@ class StepKit:
             )
         return self.optimizers[name]
 
+    def _runs_compiled(self) -> bool:
+        """Whether what is called now is to run compiled; told to torch, where it is the first of a step."""
+        if self._whole and self._stepped and self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
+            self._stepped = False
+        return self._whole
+
     def _step_one(self, optimizer: Optimizer) -> None:
+        self._stepped = True
         if self.scaler is None:
             optimizer.step()
         elif _makes_momentum(optimizer):

@@ -11,7 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _SWITCHED_OFF = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
-_COMPILERS = {"win32": ("cl",), "darwin": ("clang++", "g++")}
+_COMPILERS = {"win32": ("cl",), "darwin": ("clang++",)}
+"""By platform, what torch calls where CXX names nothing else; `g++` elsewhere."""
+_FREE_THREADED = (3, 13, 3)
+"""The first Python without its lock that torch compiles under."""
 
 
 def compile_fixed(
@@ -27,7 +30,9 @@ def compile_fixed(
     for name in _SWITCHED_OFF:
         if environ.get(name, "0") not in ("", "0"):
             return f"you set {name}"
-    names = (environ["CXX"],) if environ.get("CXX") else _COMPILERS.get(sys.platform, ("g++", "clang++"))
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < _FREE_THREADED:
+        return f"this free-threaded Python is older than {'.'.join(map(str, _FREE_THREADED))}"
+    names = (environ["CXX"],) if environ.get("CXX") else _COMPILERS.get(sys.platform, ("g++",))
     if not any(shutil.which(name, path=environ.get("PATH")) for name in names):
         return f"no C++ compiler ({' or '.join(names)})"
     include = Path(sysconfig.get_path("include")) if headers is None else headers

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from autotune.outcome import Kept
 from autotune.search.knowledge import Knowledge
-from autotune.settings import CompileMode, ComputeSettings, KnobValue, Settings
+from autotune.settings import CompileMode, KnobValue, Precision, Settings
 from autotune.trial import Trial
 from autotune.units import format_duration
 
@@ -27,8 +27,12 @@ SHARE = 0.25
 WHOLE_SHARE = 0.6
 """With `_LATER` further times, a second look and the fewest finals, it may take this part."""
 _LATER = 5
+PATIENCE = 3.0
+"""Times what the first time should take, which a trial is given at least."""
 WORTH = 0.25
 """Part of the user's whole training that compiling may take: no more than a good gain would save."""
+
+_Code = tuple[CompileMode | None, Precision, bool, int | None, int | None]
 
 
 def first_s(know: Knowledge, mode: CompileMode) -> float:
@@ -36,11 +40,16 @@ def first_s(know: Knowledge, mode: CompileMode) -> float:
     known = {each: _first_times(know, each) for each in ("default", "reduce-overhead", "max-autotune")}
     if known[mode]:
         return statistics.median_high(known[mode])
-    factor = AUTOTUNED if mode == "max-autotune" else 1.0
     others = [s for each, times in known.items() for s in times if each != "max-autotune"]
     if others:
-        return factor * statistics.median_high(others)
-    return factor * (GUESS_S + GUESS_MODULE_S * know.ctx.space.workload.leaf_modules)
+        return (AUTOTUNED if mode == "max-autotune" else 1.0) * statistics.median_high(others)
+    return _guess_s(know, mode)
+
+
+def _guess_s(know: Knowledge, mode: CompileMode) -> float:
+    """By the size of the model alone."""
+    seconds = GUESS_S + GUESS_MODULE_S * know.ctx.space.workload.leaf_modules
+    return seconds * (AUTOTUNED if mode == "max-autotune" else 1.0)
 
 
 def next_s(know: Knowledge, settings: Settings) -> float:
@@ -54,16 +63,38 @@ def next_s(know: Knowledge, settings: Settings) -> float:
     return statistics.median_high(known[1:]) if len(known) > 1 else AGAIN * known[0]
 
 
-def too_dear(know: Knowledge, settings: Settings) -> str:
-    """Why there is no room for trying what these settings compile, as a clause; empty where there is."""
+def patience_s(know: Knowledge, settings: Settings) -> float:
+    """Seconds that a warm-up must be given at least: what compiled quickly may have been on disk already."""
     mode = settings.compute.compile
-    if mode is None or not know.full:
+    if mode is None or not is_new(know, settings):
+        return 0.0
+    return PATIENCE * max(first_s(know, mode), _guess_s(know, mode))
+
+
+def is_new(know: Knowledge, settings: Settings) -> bool:
+    """Whether these settings compile something that no trial has compiled yet."""
+    mode = settings.compute.compile
+    return mode is not None and _code(settings) not in _warmups(know, mode)
+
+
+def too_dear(know: Knowledge, settings: Settings) -> str:
+    """Why there is no room for trying what these settings compile, as a clause; empty where there is.
+
+    What the user fixed is tried in any case.
+    """
+    if settings.compute.compile is None or not know.full or "compile" in know.ctx.space.fixed:
         return ""
+    return _too_dear(know, settings, know.ctx.remaining_s)
+
+
+def _too_dear(know: Knowledge, settings: Settings, left_s: float) -> str:
+    mode = settings.compute.compile
+    assert mode is not None, "the caller has looked"
     once_s, training_s = first_s(know, mode), _training_s(know)
     takes = f"compiling is expected to take about {format_duration(once_s)}"
     if training_s is not None and once_s > WORTH * training_s:
         return f"{takes} of a training of {format_duration(training_s)}"
-    now_s, left_s = next_s(know, settings), know.ctx.remaining_s
+    now_s = next_s(know, settings)
     needed_s = now_s + _LATER * AGAIN * once_s
     if now_s <= SHARE * left_s and needed_s <= WHOLE_SHARE * left_s:
         return ""
@@ -78,14 +109,16 @@ def affordable(know: Knowledge, values: Mapping[str, KnobValue]) -> dict[str, Kn
 
 
 def compile_kept(know: Knowledge) -> tuple[Kept, ...]:
-    """Why nothing was compiled although it could have been; nothing where a trial of it ran."""
+    """That there was no room for compiling from the start; nothing where there was, or where it was tried."""
     if "compile" not in know.ctx.space.names or not know.full:
         return ()
     own = know.yours.compute.compile
     if any(trial.settings.compute.compile != own for trial in know.history):
         return ()
+    since = [t for t in know.history[know.ctx.earlier :] if t.spec.stage != "yours"]
+    left_s = know.ctx.remaining_s + sum(trial.wall_s for trial in since)
     modes = [mode for mode in know.ctx.space.values("compile") if mode is not None and mode != own]
-    reasons = [too_dear(know, know.yours.replace(compile=mode)) for mode in modes]
+    reasons = [_too_dear(know, know.yours.replace(compile=mode), left_s) for mode in modes]
     if not reasons or not all(reasons):
         return ()
     return (Kept(knob="compile", value=own, why=reasons[0]),)
@@ -110,14 +143,16 @@ def _training_s(know: Knowledge) -> float | None:
     return epochs * samples / know.rate(know.incumbent) if epochs and samples else None
 
 
-def _code(settings: Settings) -> tuple[ComputeSettings, int | None]:
-    """What code is compiled for: another precision or another batch size makes other kernels."""
-    return settings.compute, settings.loader.batch_size
+def _code(settings: Settings) -> _Code:
+    """What code is compiled for; other switches of the step find it on disk."""
+    compute = settings.compute
+    how = (compute.compile, compute.precision, compute.channels_last, compute.cpu_threads)
+    return *how, settings.loader.batch_size
 
 
-def _warmups(know: Knowledge, mode: CompileMode) -> dict[tuple[ComputeSettings, int | None], list[float]]:
+def _warmups(know: Knowledge, mode: CompileMode) -> dict[_Code, list[float]]:
     """Seconds of warm-up of all trials in this mode, by what was compiled, in the order in which they ran."""
-    found: dict[tuple[ComputeSettings, int | None], list[float]] = {}
+    found: dict[_Code, list[float]] = {}
     for trial in know.history:
         if trial.settings.compute.compile == mode and (took_s := _took_s(trial)) is not None:
             found.setdefault(_code(trial.settings), []).append(took_s)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import cached_property
 
 from autotune.facts import WorkloadFacts
-from autotune.search.compiling import next_s
+from autotune.search import compiling
 from autotune.search.knowledge import Knowledge
 from autotune.settings import ComputeSettings, Settings
 from autotune.space.rules import needs_own_process
-from autotune.trial import Mode, Stage, Trial, TrialSpec
+from autotune.trial import Mode, Stage, TrialSpec
 
 FINAL_PAIRS = 9
 """Pairs set aside for from the start: with 2 % run noise they show a gain of 5 % nine times in ten."""
@@ -123,7 +123,7 @@ class Costs:
         if mode == "loader":
             return 0.0
         if settings.compute.compile is not None:
-            return next_s(self.know, settings)
+            return compiling.next_s(self.know, settings)
         known = self._warmups(settings, own=True) or self._warmups(settings, own=False)
         return statistics.median_high(known) if known else 0.0
 
@@ -290,7 +290,7 @@ class Costs:
     def _after_baseline_s(self) -> float:
         """Seconds that this session had left when *yours* had run."""
         since = self.know.history[self.know.ctx.earlier :]
-        return self.know.ctx.remaining_s + sum(wall_s(t) for t in since if t.spec.stage != "yours")
+        return self.know.ctx.remaining_s + sum(t.wall_s for t in since if t.spec.stage != "yours")
 
     def round_s(self, candidates: int = 1) -> float:
         """Seconds to set aside for one round of the finals: *yours* and each candidate once."""
@@ -324,11 +324,5 @@ class Costs:
         *Yours* gets more: nothing is known of it yet, and nothing can be done without it.
         """
         least_s = 120.0 if spec.stage == "yours" else min(max(self.know.ctx.budget_s / 10, 15.0), 60.0)
+        least_s = max(least_s, compiling.patience_s(self.know, spec.settings))
         return max(least_s, 4 * self.predicted_s(spec) + 8.0)
-
-
-def wall_s(trial: Trial) -> float:
-    """What a trial cost, failed or not."""
-    outcome = trial.measurement or trial.failure
-    assert outcome is not None
-    return outcome.wall_s

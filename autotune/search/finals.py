@@ -7,6 +7,7 @@ import math
 from autotune.outcome import Verdict, Worth
 from autotune.recipe.goodput import LEAST_GAIN
 from autotune.search.batch_moves import changed, counted_in
+from autotune.search.compiling import is_new
 from autotune.search.cost import FINAL_PAIRS, MARGIN, MAX_PAIRS, MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.verdict import decided, disturbed_search, judge, unless_disturbed
@@ -227,7 +228,9 @@ def next_worth(know: Knowledge, costs: Costs) -> TrialSpec | None:
     if verdict.kind != "faster":
         return None
     winner = verdict.winner
-    runs = [winner, *dict.fromkeys(settings for _, settings in without_each(know, winner))]
+    others = dict.fromkeys(settings for _, settings in without_each(know, winner))
+    # What would have to be compiled for it would be told a cost that the winner has behind it.
+    runs = [winner, *(settings for settings in others if not is_new(know, settings))]
     worth = [t for t in know.history if t.spec.stage == "worth"]
     broken = {t.settings for t in worth if t.failure is not None}
     if winner in broken:

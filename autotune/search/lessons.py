@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from autotune.settings import GROUPS, KnobValue, Settings
+from autotune.space.rules import GRAPH_MODES
 from autotune.trial import Mode, Trial
 
 _QUEUE_FAILURES = ("shm", "oom_host", "file_descriptors")
@@ -74,6 +75,12 @@ def _explanations(trial: Trial) -> tuple[_Explanation, ...]:
         return lambda s: _queue_need(s, theirs), lambda s: s.loader == theirs.loader
     if kind == "oom_host" and mode != "loader":
         return _device_explanations(theirs)  # without workers it is the step that needs the memory
+    if kind == "compile_error" and theirs.compute.compile is not None:
+        return (
+            lambda s: s.compute.compile is not None,
+            lambda s: s.compute.compile == theirs.compute.compile,
+            lambda s: s.compute == theirs.compute,
+        )
     if kind == "timeout":
         return (lambda s: _as_slow(s, theirs, mode),)
     if mode == "loader":
@@ -111,6 +118,8 @@ def _device_need(settings: Settings, theirs: Settings) -> bool:
     """Whether as large a batch is held in numbers as wide, with as much workspace for the kernel search."""
     narrower = settings.compute.precision in _HALF_WIDTH and theirs.compute.precision not in _HALF_WIDTH
     less_workspace = theirs.compute.cudnn_benchmark and not settings.compute.cudnn_benchmark
+    # A graph keeps the memory of a whole step for itself.
+    less_workspace |= theirs.compute.compile in GRAPH_MODES and settings.compute.compile not in GRAPH_MODES
     return _batch(settings) >= _batch(theirs) and not narrower and not less_workspace
 
 

@@ -172,7 +172,7 @@ def _needed_s(know: Knowledge, settings: Settings, length: _Length) -> float:
     samples = length.steps * size
     held_s = _FORWARD * HELD_SAMPLES * own_s
     evaluations = _EVALUATIONS[0] + length.runs * _EVALUATIONS[1]
-    latest = know.latest(settings if settings in know.full else know.incumbent)
+    latest = know.latest(_like_the_pilot(know, settings))
     return (
         samples * size_s
         + (length.runs * samples + length.warm_steps * own + HELD_SAMPLES) * own_s
@@ -180,6 +180,12 @@ def _needed_s(know: Knowledge, settings: Settings, length: _Length) -> float:
         + (length.runs + 3) * latest.startup_s
         + latest.warmup_s
     )
+
+
+def _like_the_pilot(know: Knowledge, settings: Settings) -> Settings:
+    """What ran and is most like a pilot of `settings`, which compiles nothing."""
+    likely = (settings.replace(compile=None), know.incumbent.replace(compile=None))
+    return next((one for one in likely if one in know.full), know.yours)
 
 
 def _sample_s(know: Knowledge, size: int) -> float:

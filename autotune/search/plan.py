@@ -22,7 +22,7 @@ from itertools import islice
 from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
 from autotune.search.compiling import too_dear
-from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs, wall_s
+from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
 from autotune.search.guard import early_check, next_check
@@ -334,8 +334,8 @@ def _reference(know: Knowledge, costs: Costs, room_s: float) -> TrialSpec | None
     last = max(i for i, t in enumerate(know.history) if t.settings == know.yours and t.spec.mode == "full")
     since = know.history[last + 1 :]
     runs = sum(t.spec.mode == "full" for t in since)
-    searched_s = sum(wall_s(t) for t in know.history[know.ctx.earlier :])
-    long_ago = sum(map(wall_s, since)) >= REFERENCE_SHARE * (searched_s + room_s)
+    searched_s = sum(t.wall_s for t in know.history[know.ctx.earlier :])
+    long_ago = sum(t.wall_s for t in since) >= REFERENCE_SHARE * (searched_s + room_s)
     if runs < REFERENCE_RUNS and not (long_ago and runs >= REFERENCE_RUNS / 2):
         return None
     spec = costs.reference_spec()
@@ -360,14 +360,22 @@ def _before(know: Knowledge, costs: Costs) -> TrialSpec | None:
 
 
 def _put_back(know: Knowledge, costs: Costs) -> TrialSpec | None:
-    """The fastest of what rounds too coarsely in the user's own precision: all else may be right about it."""
+    """The fastest of what trains worse, with what is to blame as in *yours*: all else may be right."""
     coarse = [s for s in know.full if (found := know.numerics(s)) is not None and found.kind == "worse"]
     if not coarse:
         return None
-    fastest = max(coarse, key=know.rate)
-    settings = fastest.replace(precision=know.yours.compute.precision)
-    wanted = worth_trying_now(know, settings)
-    return costs.search_spec(settings, "joint", "the fastest, in your own precision") if wanted else None
+    fastest, own = max(coarse, key=know.rate), know.yours.compute
+    for settings, how in (
+        (fastest.replace(compile=own.compile), "not compiled"),
+        (fastest.replace(precision=own.precision), "in your own precision"),
+        (
+            fastest.replace(compile=own.compile, precision=own.precision),
+            "in your own precision, not compiled",
+        ),
+    ):
+        if settings != fastest and worth_trying_now(know, settings):
+            return costs.search_spec(settings, "joint", f"the fastest, {how}")
+    return None
 
 
 def _advice(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:

@@ -18,7 +18,7 @@ from autotune.search.physics import Array, Coded, Seen, StepModel, code, fit
 from autotune.settings import Settings
 from autotune.space.candidates import Space, neighbours
 from autotune.space.knobs import KNOBS, MoveGroup
-from autotune.space.rules import accelerator
+from autotune.space.rules import GRAPH_MODES, accelerator
 from autotune.trial import Trial
 
 MAX_CANDIDATES = 2000
@@ -197,18 +197,23 @@ def _trend(points: Sequence[tuple[int, float]], workers: Array) -> Array:
     return np.asarray(np.maximum(seconds.mean() + slope * (workers - counts.mean()), 0.0))
 
 
+def _held_like(settings: Settings) -> tuple[str, bool]:
+    """What device memory goes by beside the batch: how wide numbers are, and whether steps are graphs."""
+    return settings.compute.precision, settings.compute.compile in GRAPH_MODES
+
+
 def _memory(know: Knowledge) -> Callable[[Settings], int | None]:
-    """Peak device memory by settings: for each precision a line over the batch sizes that ran."""
-    points: dict[str, dict[int, int]] = {}
+    """Peak device memory by settings: for those held alike a line over the batch sizes that ran."""
+    points: dict[tuple[str, bool], dict[int, int]] = {}
     for trial in know.history:
         measured, batch = trial.measurement, trial.settings.loader.batch_size
         if measured is None or measured.peak_device_bytes is None or batch is None:
             continue
-        of = points.setdefault(trial.settings.compute.precision, {})
+        of = points.setdefault(_held_like(trial.settings), {})
         of[batch] = max(of.get(batch, 0), measured.peak_device_bytes)
 
     def peak_bytes(settings: Settings) -> int | None:
-        known, batch = points.get(settings.compute.precision, {}), settings.loader.batch_size
+        known, batch = points.get(_held_like(settings), {}), settings.loader.batch_size
         if batch is None or len(known) < 2:
             return known.get(batch) if batch is not None else None
         sizes = np.array([float(size) for size in known])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from autotune.measure.seam import Description, Runner
 from autotune.outcome import Verdict
+from autotune.search.compiling import AGAIN
 from autotune.search.cost import MARGIN, least_warm_s, min_blocks
 from autotune.search.faults import baseline_error
 from autotune.search.listener import Listener
@@ -109,8 +110,10 @@ class _Comparison:
         if first is None:
             return
         template = self._template(first)
-        guess_s = first.wall_s + (self.description.workload.setup_s if template.fresh_process else 0.0)
-        cost_s = {self.yours: guess_s, self.other: guess_s}
+        start_s = self.description.workload.setup_s if template.fresh_process else 0.0
+        compiling_s = self._compiling_s(first)
+        plain_s = start_s + first.wall_s - compiling_s
+        cost_s = {self.yours: plain_s, self.other: plain_s + AGAIN * compiling_s}
         for pair in range(MAX_PAIRS):
             if MARGIN * sum(cost_s.values()) > self.left_s:
                 return
@@ -127,11 +130,16 @@ class _Comparison:
     def _template(self, first: Measurement) -> TrialSpec:
         """How the pairs run: fresh processes where time allows them, windows that fill the budget."""
         setup_s = self.description.workload.setup_s
-        beside_s = max(first.wall_s - first.elapsed_s, 0.0)
+        once_s = (1 - AGAIN) * self._compiling_s(first)
+        beside_s = max(first.wall_s - first.elapsed_s - once_s, 0.0)
         share_s = self.left_s / (2 * PAIRS * MARGIN)
         fresh = share_s - beside_s - setup_s >= _FRESH_WINDOW_S
         window_s = _within_limits(share_s - beside_s - (setup_s if fresh else 0.0))
         return replace(self._spec(self.other, window_s, ""), fresh_process=fresh)
+
+    def _compiling_s(self, first: Measurement) -> float:
+        """What compiling took in the first run, most of which is on disk then; 0 where nothing was."""
+        return first.warmup_s if self.other.compute.compile is not None else 0.0
 
     def _spec(self, settings: Settings, window_s: float, reason: str) -> TrialSpec:
         workers = settings.loader.num_workers

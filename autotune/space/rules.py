@@ -111,7 +111,8 @@ def compile_kept(machine: MachineFacts, workload: WorkloadFacts) -> str:
     device, gpu = device_type(workload), accelerator(machine, workload)
     if device not in ("cpu", "cuda"):
         return f"compiling is tried on CPUs and CUDA devices only, not on {device}"
-    if device == "cuda" and (gpu is None or gpu.capability < COMPILE_CAPABILITY):
+    # None is told of AMD's GPUs.
+    if device == "cuda" and (gpu is None or (gpu.capability and gpu.capability < COMPILE_CAPABILITY)):
         return "the GPU is too old for Triton, which makes the kernels"
     return ""
 

@@ -94,6 +94,41 @@ def test_a_compiler_that_fails_costs_one_trial(monkeypatch: pytest.MonkeyPatch) 
         assert isinstance(runner.run(spec(yours)), Measurement)
 
 
+class Noisy(nn.Module):
+    """Drops units without a module of torch's for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = w.Net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.nn.functional.dropout(x, 0.2, training=self.training))
+
+
+def test_random_numbers_of_compiled_code_are_no_fault_of_it() -> None:
+    """They are others than the user's own code draws: the gradients of such a model are not compared."""
+    workload = Workload(Noisy(), w.Rows(), optimizer=w.sgd, batch_size=16)
+    with ProcessRunner(pickle_workload(workload)) as runner:
+        yours = runner.describe().yours
+        found = runner.compare_numerics(
+            NumericsSpec(settings=yours.replace(compile="default"), reference=yours, timeout_s=200)
+        )
+    assert isinstance(found, NumericsRecord), found
+    assert found.gradients is None
+    assert judge_numerics(found).kind != "worse", found
+
+
+def test_a_model_that_is_one_of_torchs_own_classes_is_compiled() -> None:
+    """Code of torch's own is skipped where it is handed over itself."""
+    before = compiling.compilations()
+    model = nn.Sequential(nn.Linear(16, 4), nn.ReLU())
+    settings = Settings().replace(batch_size=16, compile="default")
+    with make_kit(settings, None, model, w.sgd, loss=cross_entropy) as kit:
+        rows = w.Rows(samples=16)
+        kit.step((rows.x, rows.y))
+    assert compiling.compilations() > before
+
+
 def test_in_the_users_own_process_nothing_is_compiled() -> None:
     """Forgetting what a trial compiled would forget what the user compiled."""
     told = InProcessRunner(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16)).describe()

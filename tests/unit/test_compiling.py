@@ -13,7 +13,7 @@ import torch
 import workloads as w
 from torch.nn.functional import cross_entropy
 
-from autotune.errors import AutotuneWarning
+from autotune.errors import AutotuneWarning, UsageError
 from autotune.kit import make_kit
 from autotune.measure import compiling
 from autotune.measure.stepkit import StepKit
@@ -23,6 +23,7 @@ from autotune.settings import Settings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+SETTINGS = Settings().replace(batch_size=8, compile="default")
 X, Y = torch.randn(8, 16), torch.arange(8) % 4
 
 
@@ -31,7 +32,7 @@ def kit_of(model: w.Net, **knobs: Any) -> StepKit:
     return StepKit(
         models={"": model},
         optimizers_={"": w.sgd(model.parameters())},
-        settings=Settings().replace(batch_size=8, **knobs),
+        settings=Settings().replace(**{"batch_size": 8, **knobs}),
         device=torch.device("cpu"),
         loss_of=lambda model, batch: cross_entropy(model(batch[0]), batch[1]),
     )
@@ -107,6 +108,45 @@ def test_a_kit_that_compiles_nothing_takes_back_what_another_compiled(calls: lis
     assert calls == ["the user's"]
 
 
+def test_a_closed_kit_leaves_nothing_compiled(calls: list[str]) -> None:
+    """Nor does one that did not come about; what the user had compiled is compiled again."""
+    model = w.Net()
+    with make_kit(SETTINGS, None, model, w.sgd, loss=cross_entropy) as kit:
+        kit.step((X, Y))
+    model(X)
+    assert calls == ["default"]
+    with pytest.raises(UsageError):
+        make_kit(SETTINGS, None, model, w.sgd(w.Net().parameters()), loss=cross_entropy)
+    model.compile(mode="the user's")
+    with make_kit(SETTINGS, None, model, w.sgd, loss=cross_entropy) as kit:
+        kit.step((X, Y))
+    model(X)
+    assert calls == ["default", "default", "the user's"]
+
+
+def test_a_whole_batch_is_as_large_as_the_first_where_the_loader_does_not_tell(calls: list[str]) -> None:
+    """As with a batch sampler of the user's own."""
+    kit = kit_of(w.Net(), compile="default", batch_size=None)
+    for size in (8, 3, 8):
+        kit.step((X[:size], Y[:size]))
+    assert len(calls) == 2
+
+
+def test_a_graphs_step_begins_once(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first call after a step of the optimizer, wherever gradients are dropped."""
+    begun: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(len(calls)))
+    kit = kit_of(w.Net(), compile="reduce-overhead")
+    kit._graphs = True  # as on a CUDA device
+    for _ in range(3):
+        x, y = kit.to_device((X, Y))
+        loss = cross_entropy(kit.model(x) + kit.model(x), y)
+        kit.zero_grad()
+        kit.backward(loss)
+        kit.optimizer_step()
+    assert begun == [0, 2, 4]
+
+
 def test_what_was_compiled_is_forgotten(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """And torch is told so; where nothing was, what the process compiled otherwise is left alone."""
     resets: list[bool] = []
@@ -148,6 +188,7 @@ def test_why_nothing_can_be_compiled_is_said(tmp_path: Path) -> None:
     assert compile_fixed(environ, headers=headers) == ""
     assert "no C++ compiler" in compile_fixed({"PATH": str(headers)}, headers=headers)
     assert "no C++ compiler (other)" in compile_fixed({**environ, "CXX": "other"}, headers=headers)
+    assert "no C++ compiler" in compile_fixed({"PATH": str(tmp_path / "x")}, headers=headers)
     off = {**environ, "TORCH_COMPILE_DISABLE": "1"}
     assert compile_fixed(off, headers=headers) == "you set TORCH_COMPILE_DISABLE"
     assert compile_fixed({**environ, "TORCHDYNAMO_DISABLE": "0"}, headers=headers) == ""
@@ -159,9 +200,8 @@ def test_a_kit_goes_on_uncompiled_where_nothing_can_be(
     """A profile from a machine with a compiler is applied on one without: it says so, and trains."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    settings = Settings().replace(batch_size=8, compile="default")
     with pytest.warns(AutotuneWarning, match="not compiled .*: no C\\+\\+ compiler"):
-        kit = make_kit(settings, None, w.Net(), w.sgd, loss=cross_entropy)
+        kit = make_kit(SETTINGS, None, w.Net(), w.sgd, loss=cross_entropy)
     with kit:
         kit.step((X, Y))
     assert calls == []

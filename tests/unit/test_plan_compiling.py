@@ -9,9 +9,11 @@ import pytest
 from search_worlds import History, context, space_of
 
 from autotune.facts import GpuFacts
+from autotune.recipe.guard import Numerics
 from autotune.search.compiling import (
     AGAIN,
     AUTOTUNED,
+    PATIENCE,
     affordable,
     compile_kept,
     compile_notes,
@@ -21,10 +23,13 @@ from autotune.search.compiling import (
 )
 from autotune.search.cost import Costs
 from autotune.search.engine import TuneOptions, tune
+from autotune.search.finals import next_worth
 from autotune.search.knowledge import Knowledge
+from autotune.search.lessons import would_fail
 from autotune.search.listener import SilentListener
 from autotune.search.moves import next_compiled, worth_trying_now
 from autotune.search.parts import _compute_variants
+from autotune.search.pilot import unaffordable
 from autotune.search.plan import Run, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import Space, bundle, neighbours
@@ -48,7 +53,7 @@ def test_the_first_time_is_guessed_by_the_models_size() -> None:
 
 
 def test_what_compiling_took_is_expected_of_other_settings_and_modes() -> None:
-    """Other workers need nothing new; another optimizer step does, and so does another mode."""
+    """Other workers and another optimizer step need nothing new; another number of threads and mode do."""
     space = space_of(**ABLE)
     compiled = space.settings(compile="default")
     history = History().opened(space).ran(compiled, 200, warmup_s=50.0, wall_s=53.0)
@@ -56,6 +61,7 @@ def test_what_compiling_took_is_expected_of_other_settings_and_modes() -> None:
     assert next_s(know, space.yours) == 0.0
     assert next_s(know, compiled) == pytest.approx(AGAIN * 50.0)
     assert next_s(know, space.settings(compile="default", num_workers=2)) == pytest.approx(AGAIN * 50.0)
+    assert next_s(know, compiled.replace(fused_optimizer=True)) == pytest.approx(AGAIN * 50.0)
     assert next_s(know, space.settings(compile="default", cpu_threads=2)) == pytest.approx(50.0)
     assert first_s(know, "reduce-overhead") == pytest.approx(50.0)
 
@@ -101,6 +107,91 @@ def test_a_short_budget_has_no_room_for_it() -> None:
     assert kept.why.startswith("compiling is expected to take about 20.5 s, and ")
     assert "more than the budget had room for" in kept.why
     assert compile_kept(long) == ()
+
+
+def test_time_that_the_finals_took_is_no_reason() -> None:
+    """What was left when *yours* had run says whether there was room; nobody is sent to a larger budget."""
+    space = space_of(**ABLE)
+    history = History().opened(space).ran(space.settings(num_workers=2), 150, wall_s=200.0)
+    late = know_of(space, history, remaining_s=20.0, search_over="the ceilings leave nothing to gain")
+    assert too_dear(late, space.settings(compile="default"))
+    assert compile_kept(late) == ()
+
+
+def test_what_the_user_fixed_is_compiled_in_any_case() -> None:
+    """However short the budget: it is what they asked for."""
+    space = space_of(fixed={"compile": "default"}, **ABLE)
+    ctx = context(space, budget_s=60.0, remaining_s=50.0)
+    move = next_move(ctx, History().opened(space))
+    assert isinstance(move, Run)
+    assert move.spec.settings == space.start
+    assert space.start.compute.compile == "default"
+
+
+def test_a_first_compilation_is_waited_for() -> None:
+    """Although the one seen was quick: it may have been on disk from an earlier run."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    history = History().opened(space).ran(compiled, 200, warmup_s=3.0)
+    costs = Costs(know_of(space, history))
+    new = costs.search_spec(compiled.replace(cpu_threads=2), "joint", "")
+    assert costs.patience_s(new) >= PATIENCE * 20.5
+    assert costs.patience_s(costs.search_spec(compiled, "joint", "")) < PATIENCE * 20.5
+
+
+def test_a_pilot_is_not_priced_with_what_it_does_not_compile() -> None:
+    """Nothing is compiled in it, however long the incumbent took."""
+    space = space_of(allow="recipe", **ABLE)
+    compiled = space.settings(compile="default")
+    larger = compiled.replace(batch_size=128)
+    history = History().opened(space, 5000).ran(compiled, 9000, warmup_s=47.0, wall_s=50.0)
+    assert unaffordable(know_of(space, history), larger) == ""
+
+
+def test_a_model_that_does_not_compile_is_not_tried_in_every_way() -> None:
+    """One failure speaks for all that compiles, unless something did."""
+    space = space_of(device="cuda:0", gpus=(GPU,), **ABLE)
+    failing = space.settings(compile="reduce-overhead", num_workers=2)
+    history = History().opened(space).failed(failing, "compile_error")
+    assert would_fail(space.settings(compile="default"), history)
+    assert not would_fail(space.settings(num_workers=2), history)
+    history.ran(space.settings(compile="default"), 200)
+    assert not would_fail(space.settings(compile="default", num_workers=4), history)
+    assert would_fail(space.settings(compile="reduce-overhead"), history)
+
+
+def test_a_graph_that_did_not_fit_says_nothing_of_steps_one_by_one() -> None:
+    """It keeps the memory of a whole step for itself; what is held in as wide numbers without it may fit."""
+    space = space_of(device="cuda:0", gpus=(GPU,), allow="recipe", **ABLE)
+    graph = space.settings(compile="reduce-overhead", batch_size=128)
+    history = History().opened(space).failed(graph, "oom_device")
+    assert would_fail(graph.replace(batch_size=256), history)
+    assert not would_fail(graph.replace(compile=None), history)
+
+
+def test_worth_is_not_measured_where_it_would_have_to_compile() -> None:
+    """The winner without its precision compiles for the first time, which the winner has behind it."""
+    space = space_of(device="cuda:0", gpus=(GPU,), **ABLE)
+    winner = space.settings(compile="default", precision="bfloat16", num_workers=2)
+    history = History().opened(space)
+    for pair in range(5):
+        history.ran(space.yours, 100, "final", pair=pair, fresh=True)
+        history.ran(winner, 300, "final", pair=pair, fresh=True, warmup_s=6.0)
+    know = know_of(space, history, search_over="nothing new was left to try", numerics=same(winner, space))
+    asked = []
+    for _ in range(12):
+        spec = next_worth(know, Costs(know))
+        if spec is None:
+            break
+        asked.append(spec.settings)
+        history.ran(spec.settings, 200, "worth", pair=spec.pair, warmup_s=6.0)
+        know = know_of(space, history, search_over=know.ctx.search_over, numerics=know.ctx.numerics)
+    assert winner.replace(compile=None) in asked
+    assert not any(s.compute.compile and s.compute.precision != "bfloat16" for s in asked)
+
+
+def same(winner: Settings, space: Space) -> tuple[Numerics, ...]:
+    return (Numerics(kind="same", reason="same", settings=winner, reference=space.yours),)
 
 
 def test_a_short_training_does_not_pay_it_back() -> None:
