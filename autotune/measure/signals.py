@@ -34,7 +34,8 @@ def deaf_to_workers() -> Iterator[None]:
 def calm_worker_deaths() -> None:
     """From now on torch raises for a dead worker only where the main thread waits for batches.
 
-    For the life of the process. Anywhere else it finds the worker missing at its next look, within five seconds of waiting.
+    For the life of the process. Anywhere else it finds the worker missing at its next look, within five
+    seconds of waiting.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return
