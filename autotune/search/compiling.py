@@ -6,6 +6,7 @@ nothing compiled (`measure/compiling.py`), so each of them pays that once more.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 
@@ -99,6 +100,16 @@ def _too_dear(know: Knowledge, settings: Settings, left_s: float) -> str:
     if now_s <= SHARE * left_s and needed_s <= WHOLE_SHARE * left_s:
         return ""
     return f"{takes}, and {format_duration(needed_s)} with the finals: more than the budget had room for"
+
+
+def pays_back(know: Knowledge, settings: Settings, gain: float) -> bool:
+    """Whether a gain (log ratio) that is expected of these settings saves more than compiling them takes.
+
+    Such as do not must not end a search whose other candidates are cheap. True where nothing is compiled, and
+    where the length of the user's training is not known.
+    """
+    training_s = _training_s(know)
+    return training_s is None or training_s * -math.expm1(-gain) >= next_s(know, settings)
 
 
 def affordable(know: Knowledge, values: Mapping[str, KnobValue]) -> dict[str, KnobValue]:

@@ -21,7 +21,7 @@ from itertools import islice
 
 from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
-from autotune.search.compiling import too_dear
+from autotune.search.compiling import pays_back, too_dear
 from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
@@ -260,7 +260,8 @@ def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run 
     Neither the model nor the order of the moves is right on every machine, so neither is followed alone.
     """
     expected = predictions(know)
-    found = tuple(islice((p for p in expected if worth_trying_now(know, p.settings)), PROMISING))
+    paying = (p for p in expected if pays_back(know, p.settings, p.gain))
+    found = tuple(islice((p for p in paying if worth_trying_now(know, p.settings)), PROMISING))
     stop = why_stop(_outlook(know, costs, found))
     in_vain = know.sampled_in_vain >= IN_VAIN
     # Where runs differ by much, what is built on one lucky run is built on nothing.
