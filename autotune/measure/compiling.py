@@ -7,6 +7,7 @@ epoch costs more than it saves, and would change the kernels of all steps to suc
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -51,6 +52,8 @@ class _TrainingSteps:
         def call(*args: Any, **kwargs: Any) -> Any:
             return module._call_impl(*args, **kwargs)
 
+        # Of its own for each model: torch compiles no more than eight variants of one code object.
+        call.__code__ = call.__code__.replace()
         self._compiled = torch.compile(call, mode=mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +103,9 @@ def forget(models: Iterable[nn.Module]) -> None:
     ours = [model for model in models if _is_ours(model)]
     set_compiled(ours, None, lambda: True)
     if ours:
-        torch.compiler.reset()
+        # After an error that stays with the device nothing can be given back, and the process goes.
+        with contextlib.suppress(RuntimeError):
+            torch.compiler.reset()
 
 
 def compilations() -> int:

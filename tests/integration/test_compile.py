@@ -129,6 +129,20 @@ def test_a_model_that_is_one_of_torchs_own_classes_is_compiled() -> None:
     assert compiling.compilations() > before
 
 
+def test_the_tenth_kit_of_a_process_is_compiled_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch stops after eight variants of one code object, and says so in a log alone."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode: compiled(function, backend="eager"))
+    settings, rows = Settings().replace(batch_size=16, compile="default"), w.Rows(samples=16)
+    counts = []
+    for _ in range(10):
+        before = compiling.compilations()
+        with make_kit(settings, None, w.Net(), w.sgd, loss=cross_entropy) as kit:
+            kit.step((rows.x, rows.y))
+        counts.append(compiling.compilations() - before)
+    assert all(counts), counts
+
+
 def test_in_the_users_own_process_nothing_is_compiled() -> None:
     """Forgetting what a trial compiled would forget what the user compiled."""
     told = InProcessRunner(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16)).describe()
