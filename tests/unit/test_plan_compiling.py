@@ -32,6 +32,7 @@ from autotune.search.moves import next_compiled, worth_trying_now
 from autotune.search.parts import _compute_variants
 from autotune.search.pilot import unaffordable
 from autotune.search.plan import Run, next_move
+from autotune.search.recheck import recheck
 from autotune.settings import Settings
 from autotune.space.candidates import Space, bundle, neighbours
 from autotune.testing import FakeRunner, fake_description
@@ -189,6 +190,28 @@ def test_worth_is_not_measured_where_it_would_have_to_compile() -> None:
         know = know_of(space, history, search_over=know.ctx.search_over, numerics=know.ctx.numerics)
     assert winner.replace(compile=None) in asked
     assert not any(s.compute.compile and s.compute.precision != "bfloat16" for s in asked)
+
+
+def test_what_trains_worse_compiled_is_tried_as_it_is_written() -> None:
+    """Code that nobody has read is suspected before a precision is; all else may be right about it."""
+    space = space_of(device="cuda:0", gpus=(GPU,), **ABLE)
+    harmful = space.settings(compile="default", precision="bfloat16")
+    history = History().opened(space).ran(harmful, 300, warmup_s=20.0)
+    worse = Numerics(kind="worse", reason="losses", settings=harmful, reference=space.yours)
+    move = next_move(context(space, numerics=(worse,)), history)
+    assert isinstance(move, Run)
+    assert move.spec.settings == harmful.replace(compile=None)
+    assert move.spec.reason == "the fastest, not compiled"
+
+
+def test_a_profile_that_compiles_is_checked_in_a_minute() -> None:
+    """The first run compiles for 20 s; the pairs are priced with what comes from disk."""
+    runner = Compiles(lambda settings, mode: 500.0 if settings.compute.compile else 400.0)
+    told = runner.describe()
+    other = told.yours.replace(compile="default")
+    found = recheck(runner, told, other, SilentListener(), budget_s=60.0, clock=runner.clock)
+    assert sum(trial.spec.pair is not None for trial in found.trials) >= 8
+    assert found.verdict.kind == "faster"
 
 
 def same(winner: Settings, space: Space) -> tuple[Numerics, ...]:
