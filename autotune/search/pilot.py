@@ -193,7 +193,7 @@ def _sample_s(know: Knowledge, size: int) -> float:
     rates = [
         know.latest(s).samples_per_s
         for s in know.full
-        if s.compute.compile is None  # as in the pilot
-        if s == know.yours or ((s.loader.batch_size or 0) <= size and not know.unfit(s))
+        if s == know.yours
+        or (s.compute.compile is None and (s.loader.batch_size or 0) <= size and not know.unfit(s))
     ]
     return 1 / max(rates)

@@ -150,6 +150,13 @@ def test_a_pilot_is_not_priced_with_what_it_does_not_compile() -> None:
     assert unaffordable(know_of(space, history), larger) == ""
 
 
+def test_a_pilot_is_priced_where_yours_is_compiled() -> None:
+    """As a description may say it is: then *yours* is all that is known of the step."""
+    space = space_of(allow="recipe", compile="default", **ABLE)
+    know = know_of(space, History().opened(space, 5000))
+    assert unaffordable(know, space.yours.replace(batch_size=128)) == ""
+
+
 def test_a_model_that_does_not_compile_is_not_tried_in_every_way() -> None:
     """One failure speaks for all that compiles, unless something did."""
     space = space_of(device="cuda:0", gpus=(GPU,), **ABLE)
