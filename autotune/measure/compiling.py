@@ -42,6 +42,10 @@ def check_travels(model: Any) -> None:
         )
 
 
+class NothingCompiledError(Exception):
+    """Steps that were to run compiled ran as they are written: torch skipped the model without a word."""
+
+
 class _TrainingSteps:
     """A module's call: compiled for whole batches in training, as it is written for all else."""
 
@@ -112,6 +116,16 @@ def compilations() -> int:
     """How often this process has compiled so far; 0 where the compiler was never loaded."""
     utils = sys.modules.get("torch._dynamo.utils")
     return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])
+
+
+def check_compiled(mode: CompileMode | None, before: int) -> None:
+    """Whether anything was compiled since `compilations()` gave `before`, where it was to be.
+
+    Raises:
+        NothingCompiledError: what would be measured is not what the settings say.
+    """
+    if mode is not None and compilations() == before:
+        raise NothingCompiledError("torch compiled nothing of the model, and ran it as it is written")
 
 
 def _in_place(module: nn.Module) -> bool:

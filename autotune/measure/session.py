@@ -265,6 +265,8 @@ class Session:
                 return body(started)
         except timing.DivergedError as error:
             failure = Failure(kind="non_finite", message=str(error), hint="try a lower learning rate")
+        except compiling.NothingCompiledError as error:
+            failure = make_failure("compile_error", message=str(error))
         except timing.OutOfTimeError:
             failure = make_failure("timeout", message=f"no end after {spec.timeout_s:.0f} s")
         except Exception as error:  # anything the user's code raises is this trial's outcome
@@ -301,7 +303,9 @@ class Session:
         held = batches.copied(held)  # trial after trial a step may change it in place
         # On a CPU the clock rises within milliseconds, and nothing has to be waited for.
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
+        compiled = compiling.compilations()
         warm = gathering.warm_up_whole(kit, held, self.clock, gather, deadline=deadline, least_s=least_s)
+        compiling.check_compiled(spec.settings.compute.compile, compiled)
         if spec.mode == "full" and self.parts is not None:
             feed = self.open_feed(self.parts, spec.settings.loader)
         else:

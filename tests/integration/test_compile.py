@@ -143,6 +143,29 @@ def test_the_tenth_kit_of_a_process_is_compiled_as_the_first(monkeypatch: pytest
     assert all(counts), counts
 
 
+class Recurrent(nn.Module):
+    """A model that the compiler skips, since torch's recurrent layers are not traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gru(x.unsqueeze(1))[0][:, -1])
+
+
+def test_a_model_of_which_nothing_compiles_is_a_failure() -> None:
+    """Else a setting that does nothing could win by chance, and be said to have been run."""
+    workload = Workload(Recurrent(), w.Rows(), optimizer=w.sgd, batch_size=16)
+    with ProcessRunner(pickle_workload(workload)) as runner:
+        yours = runner.describe().yours
+        found = runner.run(spec(yours.replace(compile="default")))
+        assert isinstance(found, Failure), found
+        assert (found.kind, "compiled nothing" in found.message) == ("compile_error", True)
+        assert isinstance(runner.run(spec(yours)), Measurement)
+
+
 def test_in_the_users_own_process_nothing_is_compiled() -> None:
     """Forgetting what a trial compiled would forget what the user compiled."""
     told = InProcessRunner(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16)).describe()
