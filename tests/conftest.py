@@ -1,4 +1,4 @@
-"""What all tests share: golden files, compared as whole texts."""
+"""What all tests share: golden files, compared as whole texts, and a process that keeps nothing of a test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from autotune.measure import host_memory
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,6 +29,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert path.read_text(encoding="utf-8") == f"{text}\n"
 
     return compare
+
+
+@pytest.fixture(autouse=True)
+def no_memory_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins as if nothing was told to keep memory: a kit in an earlier one may have, for good."""
+    monkeypatch.setattr(host_memory, "_kept", False)
 
 
 @pytest.fixture
