@@ -180,7 +180,7 @@ class NoiseScale:
     skipped: int
     """Those whose gradients were not finite."""
     at: str
-    """Where in training: `initial weights`, `after N warm steps`, `checkpoint`."""
+    """Where in training: `initial weights`, `after N to M warm steps`, `checkpoint`."""
 
     def in_words(self) -> str:
         """Such as `577 samples (417 to 679), initial weights`, or `at least 210 samples, ...`."""

@@ -124,6 +124,7 @@ def fake_gradients(noise: float, samples: int) -> Callable[[GradientSpec], Gradi
             micro_batches=spec.micro_batches,
             steps=(step,) * spec.steps,
             warm_steps=spec.warm_steps,
+            apart=spec.apart,
             from_checkpoint=spec.from_checkpoint,
         )
 
@@ -246,7 +247,8 @@ class FakeRunner:
 
     def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
         """What the function says, after the steps that it takes."""
-        micro_batches = spec.warm_steps + spec.steps * spec.micro_batches
+        training = spec.warm_steps + spec.apart * (spec.steps - 1)
+        micro_batches = training + spec.steps * spec.micro_batches
         return self._stepped(self.gradients(spec), micro_batches, spec.timeout_s)
 
     def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:

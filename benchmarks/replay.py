@@ -171,7 +171,7 @@ class ReplayRunner:
 
     def probe_gradients(self, spec: GradientSpec) -> Failure:
         """Nothing is known of gradients; the time of the steps is taken all the same."""
-        steps = spec.warm_steps + spec.steps * spec.micro_batches
+        steps = spec.warm_steps + spec.apart * (spec.steps - 1) + spec.steps * spec.micro_batches
         wall_s = min(steps * self._description.workload.step_s, spec.timeout_s)
         self.clock.advance(wall_s)
         return Failure(kind="timeout", message="a grid holds times alone", wall_s=wall_s)

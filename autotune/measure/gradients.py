@@ -1,9 +1,9 @@
-"""Gradients of the user's own step at weights that stand still, as the sums that a noise scale comes from.
+"""Gradients of the user's own step, by K micro-batches at the same weights: the sums of a noise scale.
 
 Each step draws K micro-batches of the user's own size from freshly shuffled data. Hooks on the parameters see
 every gradient as the backward pass makes it: before clipping, in float32 without a scaler, whatever a
 `train_step` does with it afterwards. The optimizer's `step` does nothing meanwhile, so that all K gradients
-belong to the same weights. Steps that it is to take come before (`warm_steps`).
+belong to the same weights. Steps that it is to take come before (`warm_steps`) and between (`apart`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def collect(session: Session, spec: GradientSpec, started: float) -> GradientSta
         micro_samples=samples,
         micro_batches=spec.micro_batches,
         warm_steps=spec.warm_steps,
+        apart=spec.apart,
         from_checkpoint=spec.from_checkpoint,
     )
     probe = _Probe(session, spec, samples, deadline=started + spec.timeout_s)
@@ -79,22 +80,27 @@ class _Probe:
         self._tap: GradientTap | None = None
 
     def run(self) -> tuple[GradientStep, ...]:
-        """Warm steps, then the sums, then a check that the loss is a mean.
+        """Warm steps, then the sums with training between, then a check that the loss is a mean.
 
         Raises:
             _RefusedError, OutOfTimeError, DivergedError
         """
         self._check_one_loss()
         draws = self._draws()
-        for _ in range(self._spec.warm_steps):
-            self._kit.step(draws.next(self._deadline))
+        self._train(draws, self._spec.warm_steps)
         self._tap = GradientTap(self._kit.optimizers.values())
+        steps = self._steps(draws, self._tap)
+        if 2 * sum(step.finite for step in steps) < len(steps):
+            raise timing.DivergedError("most gradients are NaN or infinite")
         with self._tap.standing_still():
-            steps = self._steps(draws, self._tap)
-            if 2 * sum(step.finite for step in steps) < len(steps):
-                raise timing.DivergedError("most gradients are NaN or infinite")
             self._check_mean(self._tap)
         return steps
+
+    def _train(self, draws: _Draws, steps: int) -> None:
+        for _ in range(steps):
+            self._kit.step(draws.next(self._deadline))
+        if self._tap is not None:
+            self._tap.take()  # what training left behind belongs to no sum
 
     def close(self) -> None:
         """Take the hooks away."""
@@ -137,7 +143,10 @@ class _Probe:
         while len(steps) < self._spec.steps:
             if len(steps) >= LEAST_STEPS and time.perf_counter() > ends:
                 break
-            steps.append(self._one_step(draws, tap))
+            if steps and self._spec.apart:
+                self._train(draws, self._spec.apart)
+            with tap.standing_still():
+                steps.append(self._one_step(draws, tap))
             if tap.asked < len(steps) * self._spec.micro_batches:
                 raise _RefusedError(
                     "train_step does not step the optimizer once a batch: how many samples a step has is "

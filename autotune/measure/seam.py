@@ -34,7 +34,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSpec:
-    """What a Runner is asked to look at: the user's own gradients, at one point of training."""
+    """What a Runner is asked to look at: the user's own gradients, over a stretch of training."""
 
     settings: Settings
     """How to load and to compute, but with the user's own batch size and in float32."""
@@ -44,6 +44,8 @@ class GradientSpec:
     """Steps to take sums of."""
     warm_steps: int = 0
     """Steps that the user's optimizer takes before."""
+    apart: int = 0
+    """Steps that it takes between two of those that sums are taken of; with 0 all are at the same weights."""
     from_checkpoint: bool = False
     """Whether the weights handed over were trained already."""
     window_s: float = 20.0
@@ -56,6 +58,7 @@ class GradientSpec:
         assert self.micro_batches >= 2, "noise shows between micro-batches"
         assert self.steps >= 1, "there is no sum without a step"
         assert self.warm_steps >= 0, "steps are counted from the weights as handed over"
+        assert self.apart >= 0, "training does not go back"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

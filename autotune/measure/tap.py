@@ -75,13 +75,16 @@ class GradientTap:
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """Within it no optimizer steps, so that all gradients belong to the same weights."""
+        own = [vars(optimizer).get("step") for optimizer in self._optimizers]  # a scheduler puts one there
         for number, optimizer in enumerate(self._optimizers):
             optimizer.step = self._counter(number)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for optimizer in self._optimizers:
+            for optimizer, step in zip(self._optimizers, own):
                 del optimizer.step  # the class's own shows again
+                if step is not None:
+                    optimizer.step = step  # type: ignore[method-assign]
 
     def _counter(self, number: int) -> Callable[..., Any]:
         def stand_still(closure: Any = None) -> Any:

@@ -12,6 +12,9 @@ at the same weights, and their gradients g_k, one step gives
 
 and phi = sum of S / sum of G2 over the steps. The mean of the steps' own ratios would be too large.
 
+|G|^2 goes up and down while a model trains, as each step's own noise drives the weights about: at one point
+phi says little of the next. Steps that training goes on between show that, in the figure and its interval.
+
 Samples that a pass over the data draws without repeating make this the noise scale of what the data was drawn
 from; of the N samples themselves it is smaller: 1 / (1 / phi + 1 / N).
 """
@@ -62,6 +65,8 @@ class GradientStats:
     steps: tuple[GradientStep, ...] = ()
     warm_steps: int = 0
     """Steps that the optimizer took before, from the weights as handed over."""
+    apart: int = 0
+    """Steps that it took between two of those that sums were taken of."""
     from_checkpoint: bool = False
     """Whether those were trained already."""
     refused: str = ""
@@ -157,5 +162,7 @@ def _least(drawn: Sequence[tuple[float, float]], finite: Sequence[GradientStep])
 
 def _place(stats: GradientStats) -> str:
     start = "checkpoint" if stats.from_checkpoint else ""
-    warm = f"after {stats.warm_steps} warm steps" if stats.warm_steps else ""
+    last = stats.warm_steps + stats.apart * (len(stats.steps) - 1)
+    span = str(last) if last == stats.warm_steps else f"{stats.warm_steps} to {last}"
+    warm = f"after {span} warm steps" if last else ""
     return " and ".join(part for part in (start, warm) if part) or "initial weights"

@@ -24,12 +24,13 @@ LOOK_SHARE = 0.12
 """Looking at gradients takes at most this part of the budget, and `ROOM_SHARE` of the search's own rest."""
 ROOM_SHARE = 0.35
 WARM_STEPS = 400
-"""Steps before the gradients are looked at: at the very start the noise scale is far smaller than later. With
-ResNet-18 on photos it was 26 samples after 47 steps, 53 after 100 and 77 after 400."""
+"""Training steps of a look at the gradients. The first `UNSEEN` of them pass before, as at the very start the
+noise scale is far smaller than later; the others lie between the steps that are looked at."""
+UNSEEN = 0.5
 WARM_RUN = 0.25
-"""Warm steps take at most this part of the user's own run, where its length is known."""
+"""They are at most this part of the user's own run, where its length is known."""
 WARM_SHARE = 0.4
-"""Warm steps take at most this part of all."""
+"""They are at most this part of all steps of a look."""
 STEPS = 32
 MICRO_BATCHES = 4
 _OTHER_STEPS = 8
@@ -91,17 +92,19 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
     allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
     batches = int(allowed_s / step_s) - _OTHER_STEPS
-    warm = min(WARM_STEPS, int(WARM_SHARE * batches), _part_of_run(ctx))
-    steps = min(STEPS, (batches - warm) // MICRO_BATCHES)
+    training = min(WARM_STEPS, int(WARM_SHARE * batches), _part_of_run(ctx))
+    steps = min(STEPS, (batches - training) // MICRO_BATCHES)
     if steps < LEAST_STEPS:
-        warm, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
+        training, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
     if steps < LEAST_STEPS:
         return None
+    apart = int((1 - UNSEEN) * training / (steps - 1))
     return GradientSpec(
         settings=know.incumbent.replace(batch_size=know.yours.loader.batch_size, compile=None),
         micro_batches=MICRO_BATCHES,
         steps=steps,
-        warm_steps=warm,
+        warm_steps=training - apart * (steps - 1),
+        apart=apart,
         window_s=allowed_s,
         # Warm steps come before the window; a process may have to be brought up again.
         timeout_s=min(2 * allowed_s + ctx.space.workload.setup_s + 8.0, room_s),
@@ -110,7 +113,7 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
 
 
 def _part_of_run(ctx: PlanContext) -> int:
-    """The most warm steps, by the length of the user's own run."""
+    """The most training steps of a look, by the length of the user's own run."""
     own, samples = ctx.space.yours.loader.batch_size, ctx.space.workload.dataset_samples
     if not (ctx.epochs and samples and own):
         return WARM_STEPS

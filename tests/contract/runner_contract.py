@@ -119,10 +119,11 @@ class StepsContract(RunnerContract):
     def test_gradients_are_seen_between_trials(self, runner: Runner) -> None:
         """Sums of as many steps as were asked for, or a reason; they survive JSON, and trials go on."""
         yours = runner.describe().yours
-        found = runner.probe_gradients(GradientSpec(settings=yours, micro_batches=3, steps=9, warm_steps=2))
+        asked = GradientSpec(settings=yours, micro_batches=3, steps=9, warm_steps=2, apart=1)
+        found = runner.probe_gradients(asked)
         assert isinstance(found, GradientStats), found
         assert (len(found.steps), found.refused) == (9, "")
-        assert (found.micro_batches, found.warm_steps) == (3, 2)
+        assert (found.micro_batches, found.warm_steps, found.apart) == (3, 2, 1)
         assert found.micro_samples == runner.describe().workload.batch_samples
         assert all(0 < step.square_of_mean <= step.mean_of_squares * 1.001 for step in found.steps)
         assert decode(GradientStats, json.loads(json.dumps(encode(found)))) == found

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.seam import GradientSpec
+from autotune.measure.tap import GradientTap
 from autotune.recipe.noise_scale import GradientStats, noise_scale
 from autotune.trial import Failure
 from autotune.workload import Workload
@@ -106,6 +107,57 @@ def test_warm_steps_move_on_first_and_are_taken_back() -> None:
     assert not any(p._backward_hooks for m in session.models.values() for p in m.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
+
+
+def alike() -> TensorDataset:
+    """Rows that are all the same: every batch has the same gradient."""
+    return TensorDataset(torch.ones(256, 16), torch.zeros(256, dtype=torch.long))
+
+
+def test_training_between_steps_is_in_no_sum() -> None:
+    """At a rate of 0 the same data give the same sums, however many steps of training lie between."""
+
+    def still(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=0.0)
+
+    workload = Workload(Linear(), alike(), optimizer=still, batch_size=16)
+    together, apart = seen(workload, steps=8), seen(workload, steps=8, apart=3)
+    assert apart.steps == together.steps
+    assert len(set(apart.steps)) == 1
+
+
+def test_training_goes_on_between_steps_and_is_taken_back() -> None:
+    """Each step then has weights of its own, as far as training had come; afterwards they are as before."""
+    runner = InProcessRunner(Workload(Linear(), alike(), optimizer=w.sgd, batch_size=16))
+    yours = runner.describe().yours
+    before = [t.detach().clone() for t in runner._ready()._tensors()]
+    apart = runner.probe_gradients(GradientSpec(settings=yours, steps=8, warm_steps=2, apart=3))
+    assert isinstance(apart, GradientStats)
+    squares = [step.square_of_mean for step in apart.steps]
+    assert squares == sorted(squares, reverse=True)
+    assert len(set(squares)) == len(squares)
+    last = runner.probe_gradients(GradientSpec(settings=yours, steps=8, warm_steps=2 + 3 * 7))
+    assert isinstance(last, GradientStats)
+    assert last.steps[0] == apart.steps[-1]
+    assert all(torch.equal(t, copy) for t, copy in zip(runner._ready()._tensors(), before))
+
+
+def test_an_optimizer_that_stood_still_has_its_own_step_again() -> None:
+    """A learning rate scheduler puts a step of its own on the optimizer, and that one comes back too."""
+    layer = nn.Linear(2, 1)
+    plain, scheduled = (
+        torch.optim.SGD(layer.parameters(), lr=1.0),
+        torch.optim.SGD(layer.parameters(), lr=1.0),
+    )
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    tap, put = GradientTap([plain, scheduled]), vars(scheduled)["step"]
+    with tap.standing_still():
+        layer(torch.ones(1, 2)).sum().backward()
+        scheduled.step()
+        assert tap.asked == 1
+    tap.close()
+    assert vars(scheduled)["step"] is put
+    assert "step" not in vars(plain)
 
 
 def clipped(kit: Any, batch: Any) -> torch.Tensor:

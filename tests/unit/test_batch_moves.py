@@ -70,7 +70,7 @@ def test_a_large_noise_scale_takes_a_larger_batch() -> None:
     assert outcome.batch is not None
     assert outcome.batch.recommended == outcome.batch.max_throughput == 512
     assert outcome.noise is not None
-    assert outcome.noise.at == "after 142 warm steps"  # 40 % of all that the look had time for
+    assert outcome.noise.at == "after 80 to 142 warm steps"  # 40 % of all that the look had time for
 
 
 @pytest.mark.parametrize(("epochs", "warm"), [(None, 400), (40, 400), (4, 312)])
@@ -80,7 +80,16 @@ def test_gradients_are_looked_at_within_the_users_own_run(epochs: int | None, wa
     ctx = context(space, budget_s=3000.0, remaining_s=2900.0, epochs=epochs)
     spec = next_look(Knowledge(ctx, History().opened(space)), 2500.0)
     assert spec is not None
-    assert spec.warm_steps == warm
+    assert spec.warm_steps + spec.apart * (spec.steps - 1) == warm
+
+
+def test_gradients_are_looked_at_over_the_second_half_of_the_training() -> None:
+    """At one point they say little: as many training steps as fit lie between two that are looked at."""
+    space = space_of(allow="recipe", **{**SGD, **QUIET, "dataset_samples": 20_000})
+    ctx = context(space, budget_s=3000.0, remaining_s=2900.0)
+    spec = next_look(Knowledge(ctx, History().opened(space)), 2500.0)
+    assert spec is not None
+    assert (spec.warm_steps, spec.apart, spec.steps) == (214, 6, 32)
 
 
 def test_a_small_noise_scale_keeps_the_batch() -> None:
@@ -236,7 +245,7 @@ def test_gradients_are_looked_at_once_and_within_their_share() -> None:
     outcome = run_fake(runner, 300.0, allow="recipe")
     assert len(asked) == 1
     assert asked[0].window_s <= 0.12 * 300.0
-    assert (asked[0].warm_steps, asked[0].steps) == (142, 32)
+    assert (asked[0].warm_steps, asked[0].apart, asked[0].steps) == (80, 2, 32)
     assert asked[0].settings.loader.batch_size == 64
     assert outcome.elapsed_s <= 300.0
 

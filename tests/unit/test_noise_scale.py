@@ -73,6 +73,8 @@ def test_too_few_steps_give_none() -> None:
     [
         ({}, "initial weights"),
         ({"warm_steps": 100}, "after 100 warm steps"),
+        ({"warm_steps": 100, "apart": 2}, "after 100 to 130 warm steps"),
+        ({"apart": 2}, "after 0 to 30 warm steps"),
         ({"from_checkpoint": True}, "checkpoint"),
         ({"from_checkpoint": True, "warm_steps": 5}, "checkpoint and after 5 warm steps"),
     ],
