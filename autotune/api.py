@@ -48,6 +48,7 @@ def find_best(
     budget: str | float = "5m",
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
+    warm: int | None = None,
     decay: DecayShape | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
@@ -80,6 +81,8 @@ def find_best(
             in a second, with nearly as much from each sample. `time`: the same, if you add the epochs that
             make up for what each teaches less. `throughput`: samples a second, whatever they teach.
         max_batch_size: the largest batch that may be tried.
+        warm: training steps before gradients are looked at, from which larger batches are judged: as many as
+            there is time for, up to 200, without. 0 where the weights that you hand over are trained already.
         decay: let the learning rate come down so over the whole run, whatever batch size is chosen:
             `cosine`, `polynomial` (a straight line to 0) or `wsd` (over the last fifth). The kit drives it by
             samples. Needs `epochs`. Without it a scheduler of yours goes to `kit(scheduler=...)`.
@@ -130,6 +133,7 @@ def find_best(
             budget=budget,
             objective=objective,
             max_batch_size=max_batch_size,
+            warm=warm,
             decay=decay,
             epochs=epochs,
             fixed=fixed,
@@ -223,6 +227,7 @@ def tune_with(
     budget: str | float = "5m",
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
+    warm: int | None = None,
     decay: DecayShape | None = None,
     epochs: int | None = None,
     fixed: Mapping[str, KnobValue] | None = None,
@@ -238,6 +243,7 @@ def tune_with(
 
     _check_count("epochs", epochs, fix="leave it out for a long run")
     _check_count("max_batch_size", max_batch_size, fix="leave it out to let the measurements decide")
+    _check_count("warm", warm, fix="leave it out to let the budget decide", least=0)
     _check_values(allow, objective, fixed, seed)
     _check_decay(decay, epochs)
     place = os.fspath(storage) if storage is not None else _journal(name, resume=resume)
@@ -246,6 +252,7 @@ def tune_with(
         allow=allow,
         objective=objective,
         max_batch_size=max_batch_size,
+        warm=warm,
         decay=decay,
         epochs=epochs,
         fixed=dict(fixed or {}),
@@ -285,9 +292,11 @@ def _check_values(allow: str, objective: str, fixed: Any, seed: Any) -> None:
         )
 
 
-def _check_count(name: str, value: Any, *, fix: str) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise UsageError(f"`{name}` must be a whole number of at least 1", why=f"it is {value!r}", fix=fix)
+def _check_count(name: str, value: Any, *, fix: str, least: int = 1) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise UsageError(
+            f"`{name}` must be a whole number of at least {least}", why=f"it is {value!r}", fix=fix
+        )
 
 
 def _check_decay(decay: str | None, epochs: int | None) -> None:

@@ -180,10 +180,10 @@ class NoiseScale:
     skipped: int
     """Those whose gradients were not finite."""
     at: str
-    """Where in training: `initial weights`, `after N to M warm steps`, `checkpoint`."""
+    """Where in training: `weights as handed over`, or `after N to M warm steps` from there."""
 
     def in_words(self) -> str:
-        """Such as `577 samples (417 to 679), initial weights`, or `at least 210 samples, ...`."""
+        """Such as `577 samples (417 to 679), after 214 to 400 warm steps`, or `at least 210 samples, ...`."""
         if self.value is None or self.high is None:
             return f"at least {self.lower_bound:.0f} samples, {self.at}"
         return f"{self.value:.0f} samples ({self.low:.0f} to {self.high:.0f}), {self.at}"

@@ -125,7 +125,6 @@ def fake_gradients(noise: float, samples: int) -> Callable[[GradientSpec], Gradi
             steps=(step,) * spec.steps,
             warm_steps=spec.warm_steps,
             apart=spec.apart,
-            from_checkpoint=spec.from_checkpoint,
         )
 
     return look

@@ -144,7 +144,10 @@ def compare(name: str, trained: int, *, repeats: int, micro_batches: int, steps:
     yours, runs = runner.describe().yours, []
     for seed in range(repeats):
         spec = GradientSpec(
-            settings=yours, micro_batches=micro_batches, steps=steps, seed=seed, from_checkpoint=trained > 0
+            settings=yours,
+            micro_batches=micro_batches,
+            steps=steps,
+            seed=seed,
         )
         stats = runner.probe_gradients(spec)
         assert isinstance(stats, GradientStats), stats

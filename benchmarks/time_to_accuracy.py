@@ -28,7 +28,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-from accuracy_runs import Job, Mark, first_at, run_fresh, task_of
+from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, task_of
 from raw_file import RawFile, identity
 from torch.nn.functional import cross_entropy
 
@@ -228,6 +228,7 @@ def race(raw: RawFile, job: Job, profiles: Mapping[str, Profile | None], seeds: 
             for name in own if seed % 2 == 0 else reversed(own):
                 run = replace(jobs[name], seed=seed)
                 marks = [decode(Mark, m) for m in raw.once(f"run/{name}/{seed}", partial(run_fresh, run))]
+                marks = averaged(marks, job.mean_of)
                 runs[name].append(marks)
                 reached_s = seconds_to(marks, job.target)
                 told = f"{reached_s:.1f} s to the target, at last {marks[-1].accuracy:.2f} %"
@@ -246,6 +247,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="equal epochs; 3 without")
     parser.add_argument("--most-epochs", type=int, help="until the target; twice as many without")
     parser.add_argument("--every", type=int, help="samples between two looks at the test set")
+    parser.add_argument(
+        "--mean-of", type=int, default=1, metavar="N", help="looks in a row that count as one"
+    )
     parser.add_argument("--batch-size", type=int, help="of *yours*; 64 for mnist, 32 for photos without")
     parser.add_argument("--lr", type=float, help="of *yours*; the example's own without")
     parser.add_argument("--samples", type=int, help="train on the first so many samples only")
@@ -276,6 +280,7 @@ def job_of(args: argparse.Namespace) -> Job:
         crop=args.crop,
         device=args.device,
         lr=args.lr,
+        mean_of=args.mean_of,
     )
 
 
@@ -283,6 +288,8 @@ def main() -> None:
     args = arguments(sys.argv[1:])
     job = job_of(args)
     run = {name: value for name, value in encode(job).items() if name not in ("seed", "profile")}
+    if job.mean_of == 1:
+        del run["mean_of"]  # as in files from before it could be asked for
     tuning = {"budget": args.budget, "epochs": args.told_epochs}
     out = args.out or Path(f"{args.data}-accuracy.json.gz")
     raw = RawFile(out, identity("time_to_accuracy", tuning=tuning, run=run))

@@ -31,6 +31,7 @@ class TuneArgs:
     allow: str
     objective: str
     max_batch_size: int | None
+    warm: int | None
     keep_effective: bool | int
     decay: DecayShape | None
     epochs: int | None
@@ -69,6 +70,13 @@ class TuneArgs:
     " nearly as much from each sample, time the same at the price of more epochs, throughput samples/s.",
 )
 @click.option("--max-batch-size", type=click.IntRange(1), help="The largest batch that may be tried.")
+@click.option(
+    "--warm",
+    type=click.IntRange(0),
+    metavar="STEPS",
+    help="Train so many steps before gradients are looked at, from which larger batches are judged: as many"
+    " as there is time for, up to 200, without; 0 where the model's weights are trained already.",
+)
 @click.option(
     "--keep-effective",
     type=EFFECTIVE,
@@ -136,6 +144,7 @@ def tune(talk: running.Talk, **options: Any) -> int:
         allow=args.allow,
         objective=args.objective,
         max_batch_size=args.max_batch_size,
+        warm=args.warm,
         keep_effective=args.keep_effective,
         decay=args.decay,
         budget=args.budget,

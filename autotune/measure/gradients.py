@@ -56,7 +56,6 @@ def collect(session: Session, spec: GradientSpec, started: float) -> GradientSta
         micro_batches=spec.micro_batches,
         warm_steps=spec.warm_steps,
         apart=spec.apart,
-        from_checkpoint=spec.from_checkpoint,
     )
     probe = _Probe(session, spec, samples, deadline=started + spec.timeout_s)
     try:

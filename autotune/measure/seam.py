@@ -46,8 +46,6 @@ class GradientSpec:
     """Steps that the user's optimizer takes before."""
     apart: int = 0
     """Steps that it takes between two of those that sums are taken of; with 0 all are at the same weights."""
-    from_checkpoint: bool = False
-    """Whether the weights handed over were trained already."""
     window_s: float = 20.0
     """Seconds after which no further step begins, once there are enough for an interval."""
     timeout_s: float = 120.0

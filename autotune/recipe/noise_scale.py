@@ -67,8 +67,6 @@ class GradientStats:
     """Steps that the optimizer took before, from the weights as handed over."""
     apart: int = 0
     """Steps that it took between two of those that sums were taken of."""
-    from_checkpoint: bool = False
-    """Whether those were trained already."""
     refused: str = ""
     """Why these gradients give no noise scale; empty where they do."""
     notes: tuple[str, ...] = ()
@@ -161,8 +159,6 @@ def _least(drawn: Sequence[tuple[float, float]], finite: Sequence[GradientStep])
 
 
 def _place(stats: GradientStats) -> str:
-    start = "checkpoint" if stats.from_checkpoint else ""
     last = stats.warm_steps + stats.apart * (len(stats.steps) - 1)
     span = str(last) if last == stats.warm_steps else f"{stats.warm_steps} to {last}"
-    warm = f"after {span} warm steps" if last else ""
-    return " and ".join(part for part in (start, warm) if part) or "initial weights"
+    return f"after {span} warm steps" if last else "weights as handed over"

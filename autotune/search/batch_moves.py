@@ -92,24 +92,31 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
     allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
     batches = int(allowed_s / step_s) - _OTHER_STEPS
-    training = min(WARM_STEPS, int(WARM_SHARE * batches), _part_of_run(ctx))
-    steps = min(STEPS, (batches - training) // MICRO_BATCHES)
-    if steps < LEAST_STEPS:
-        training, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
+    warm, apart, steps = _lengths(ctx, batches)
     if steps < LEAST_STEPS:
         return None
-    apart = int((1 - UNSEEN) * training / (steps - 1))
     return GradientSpec(
         settings=know.incumbent.replace(batch_size=know.yours.loader.batch_size, compile=None),
         micro_batches=MICRO_BATCHES,
         steps=steps,
-        warm_steps=training - apart * (steps - 1),
+        warm_steps=warm,
         apart=apart,
         window_s=allowed_s,
         # Warm steps come before the window; a process may have to be brought up again.
         timeout_s=min(2 * allowed_s + ctx.space.workload.setup_s + 8.0, room_s),
         seed=ctx.seed,
     )
+
+
+def _lengths(ctx: PlanContext, batches: int) -> tuple[int, int, int]:
+    """Steps before the first look, between two looks, and looks, where there is time for so many batches."""
+    batches -= ctx.warm or 0
+    training = min(WARM_STEPS, int(WARM_SHARE * batches), _part_of_run(ctx))
+    steps = min(STEPS, (batches - training) // MICRO_BATCHES)
+    if steps < LEAST_STEPS:
+        training, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
+    apart = int((1 - UNSEEN) * training / max(1, steps - 1))
+    return (training - apart * (steps - 1) if ctx.warm is None else ctx.warm), apart, steps
 
 
 def _part_of_run(ctx: PlanContext) -> int:
@@ -305,5 +312,7 @@ def batch_notes(know: Knowledge) -> tuple[str, ...]:
         return ()
     if ctx.look is not None and ctx.look.noise is not None:
         return tuple(f"gradients: {note}" for note in ctx.look.notes)
-    why = "the budget left no time to look at the gradients" if ctx.look is None else ctx.look.missing
+    after = f" after {ctx.warm:,} warm steps" if ctx.warm else ""
+    unseen = f"the budget left no time to look at the gradients{after}"
+    why = unseen if ctx.look is None else ctx.look.missing
     return (f"larger batches were tried without a noise scale, so only a little larger: {why}",)

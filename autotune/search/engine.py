@@ -73,6 +73,8 @@ class TuneOptions:
     """What is best across batch sizes, where they may change."""
     max_batch_size: int | None = None
     """The largest batch that may be tried."""
+    warm: int | None = None
+    """Training steps before the gradients are looked at; None leaves that to the budget."""
     decay: DecayShape | None = None
     """How the learning rate is to come down; None leaves that to the user."""
     epochs: int | None = None
@@ -160,7 +162,12 @@ class _Session:
             self.options.storage,
             self.options.study_name,
             options=self.space.options,
-            identity=identity(self.space, epochs=self.options.epochs, objective=self.options.objective),
+            identity=identity(
+                self.space,
+                epochs=self.options.epochs,
+                objective=self.options.objective,
+                warm=self.options.warm,
+            ),
             seed=self.options.seed,
             resume=self.options.resume,
         )
@@ -196,6 +203,7 @@ class _Session:
             earlier=self.earlier,
             objective=self.options.objective,
             max_batch_size=self.options.max_batch_size,
+            warm=self.options.warm,
             look=self.look,
             numerics=tuple(self.numerics),
             pilots=tuple(self.pilots),

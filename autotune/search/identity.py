@@ -8,7 +8,9 @@ from autotune.outcome import Objective
 from autotune.space.candidates import Space
 
 
-def identity(space: Space, *, epochs: int | None, objective: Objective) -> dict[str, Any]:
+def identity(
+    space: Space, *, epochs: int | None, objective: Objective, warm: int | None = None
+) -> dict[str, Any]:
     """What must be equal for earlier trials to count: machine, workload, *yours*, the knobs."""
     machine, workload = space.machine, space.workload
     return {
@@ -30,6 +32,7 @@ def identity(space: Space, *, epochs: int | None, objective: Objective) -> dict[
         "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
         "epochs": epochs,
         **({"objective": objective} if "batch_size" in space.names else {}),
+        **({"warm": warm} if warm is not None else {}),
         "machine": machine.fingerprint(),
         "workload": workload.fingerprint(),
     }

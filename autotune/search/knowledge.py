@@ -64,6 +64,8 @@ class PlanContext:
     objective: Objective = "goodput"
     """What is best across batch sizes."""
     max_batch_size: int | None = None
+    warm: int | None = None
+    """Training steps before the gradients are looked at, where the user said so."""
     look: GradientLook | None = None
     """What looking at the user's gradients gave; None before."""
     numerics: tuple[Numerics, ...] = ()

@@ -44,6 +44,15 @@ def test_equal_epochs_are_judged_at_their_last_mark():
     assert row.epochs_s == (30.0,)
 
 
+def test_a_mark_can_stand_for_the_mean_of_several():
+    """A lucky one does not reach the target then, and there is none before so many were seen."""
+    means = runs.averaged(MARKS, 2)
+    assert [(m.samples, m.accuracy) for m in means] == [(150, 94.25), (250, 97.75), (300, 97.5)]
+    assert tta.seconds_to(means, 98.5) == math.inf
+    assert tta.seconds_to(means, 97.5) == pytest.approx(25.0)
+    assert runs.averaged(MARKS, 1) == MARKS
+
+
 def recipe(batch_size: int) -> Recipe:
     return Recipe(
         batch_size=batch_size,

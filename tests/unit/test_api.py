@@ -52,10 +52,15 @@ def test_a_model_is_called_after_what_makes_it(monkeypatch: pytest.MonkeyPatch) 
     assert asked == ["net", "net", "net", "mine"]
 
 
-@pytest.mark.parametrize("option", ["epochs", "max_batch_size"])
-@pytest.mark.parametrize("value", [0, -1, "3", 2.5, True])
-def test_a_count_is_a_whole_number_of_at_least_one(option: str, value: Any) -> None:
-    """Anything else is told as an error of use, before a trial runs."""
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *((option, value) for option in ("epochs", "max_batch_size") for value in (0, -1, "3", 2.5, True)),
+        *(("warm", value) for value in (-1, "3", 2.5, False)),
+    ],
+)
+def test_a_count_is_a_whole_number(option: str, value: Any) -> None:
+    """Anything else is told as an error of use, before a trial runs; none but `warm` may be 0."""
     runner = FakeRunner(lambda settings, mode: 100.0)
     with pytest.raises(UsageError) as caught:
         find_best(object(), [1, 2], runner=runner, **{option: value})

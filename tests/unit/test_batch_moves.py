@@ -92,6 +92,33 @@ def test_gradients_are_looked_at_over_the_second_half_of_the_training() -> None:
     assert (spec.warm_steps, spec.apart, spec.steps) == (214, 6, 32)
 
 
+@pytest.mark.parametrize(
+    ("warm", "budget_s", "lengths"),
+    [
+        (0, 3000.0, (0, 6, 32)),
+        (1000, 3000.0, (1000, 5, 32)),
+        (1000, 300.0, None),
+        (150, 1500.0, (150, 5, 32)),
+    ],
+)
+def test_warm_steps_are_as_many_as_asked_for(warm: int, budget_s: float, lengths: tuple | None) -> None:
+    """0 looks from the weights as they are, as of a checkpoint; without time for them there is no look."""
+    space = space_of(allow="recipe", **{**SGD, **QUIET})
+    ctx = context(space, budget_s=budget_s, remaining_s=budget_s, warm=warm)
+    spec = next_look(Knowledge(ctx, History().opened(space)), budget_s)
+    assert (None if spec is None else (spec.warm_steps, spec.apart, spec.steps)) == lengths
+
+
+def test_a_look_that_comes_too_late_is_told() -> None:
+    """The report says why there is no noise scale, and that the batch went no further for that."""
+    runner = fake_runner(growing, facts={**SGD, **QUIET})
+    runner.gradients = fake_gradients(1e6, 64)
+    outcome = run_fake(runner, 300.0, allow="recipe", warm=100_000)
+    assert outcome.noise is None
+    assert outcome.best.loader.batch_size == 256
+    assert any("no time to look at the gradients after 100,000 warm steps" in note for note in outcome.notes)
+
+
 def test_a_small_noise_scale_keeps_the_batch() -> None:
     """However many samples a second a larger batch takes: hardly anything is learned from them."""
     outcome = tuned(5.0)

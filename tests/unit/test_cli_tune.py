@@ -74,7 +74,7 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
     """Each option changes what is asked for."""
     tune(
         *("--budget", "90s", "--allow", "exact", "--epochs", "3", "--seed", "7", "--runner", "in-process"),
-        *("--objective", "time", "--max-batch-size", "512"),
+        *("--objective", "time", "--max-batch-size", "512", "--warm", "500"),
         *("--set", "num_workers=4", "--set", "pin_memory=on", "--set", "cpu_threads=none", "--resume"),
         *("--no-warm-start", "--keep-effective", "64", "--decay", "wsd"),
         *("--set", "precision=bfloat16", "--device", "cpu", "--batch-size", "8", "--storage", "s.journal"),
@@ -88,6 +88,7 @@ def test_options_reach_the_tuner(tuner: Tuner) -> None:
         "allow": "exact",
         "objective": "time",
         "max_batch_size": 512,
+        "warm": 500,
         "keep_effective": 64,
         "decay": "wsd",
         "epochs": 3,

@@ -35,7 +35,7 @@ def test_nothing_but_noise_is_open_above() -> None:
     assert (found.value, found.high) == (None, None)
     # S over T: 32 * 4 * (4 - 0.95) / 3 = 130 over 0.95.
     assert found.lower_bound == pytest.approx(130 / 0.95, rel=0.05)
-    assert found.in_words() == f"at least {found.lower_bound:.0f} samples, initial weights"
+    assert found.in_words() == f"at least {found.lower_bound:.0f} samples, weights as handed over"
 
 
 def test_a_gradient_that_may_be_none_is_open_above_too() -> None:
@@ -71,12 +71,10 @@ def test_too_few_steps_give_none() -> None:
 @pytest.mark.parametrize(
     ("changes", "at"),
     [
-        ({}, "initial weights"),
+        ({}, "weights as handed over"),
         ({"warm_steps": 100}, "after 100 warm steps"),
         ({"warm_steps": 100, "apart": 2}, "after 100 to 130 warm steps"),
         ({"apart": 2}, "after 0 to 30 warm steps"),
-        ({"from_checkpoint": True}, "checkpoint"),
-        ({"from_checkpoint": True, "warm_steps": 5}, "checkpoint and after 5 warm steps"),
     ],
 )
 def test_it_says_where_in_training_it_was_taken(changes: dict[str, object], at: str) -> None:
