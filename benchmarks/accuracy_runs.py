@@ -205,14 +205,13 @@ def run_fresh(job: Job) -> Any:
 
 
 def averaged(marks: Sequence[Mark], count: int) -> list[Mark]:
-    """Marks with the mean accuracy of so many up to them; those that have fewer before them are left out.
+    """Marks with the mean accuracy of so many up to them; of those there are at the beginning.
 
     Of a few hundred test samples a single mark is luck by some points, and the first at a target comes early.
     """
     return [
-        replace(here, accuracy=fmean(mark.accuracy for mark in marks[place + 1 - count : place + 1]))
+        replace(here, accuracy=fmean(mark.accuracy for mark in marks[max(0, place + 1 - count) : place + 1]))
         for place, here in enumerate(marks)
-        if place + 1 >= count
     ]
 
 

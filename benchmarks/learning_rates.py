@@ -31,11 +31,16 @@ def line(rate: float, runs: Sequence[Sequence[Mark]], target: float) -> str:
     ends = [marks[-1].accuracy for marks in runs]
     found = [first_at(marks, target) for marks in runs]
     samples = [math.inf if mark is None else mark.samples for mark in found]
-    reached = " ".join("never" if each == math.inf else f"{each:,}" for each in samples)
+    reached = " ".join(map(told, samples))
     return (
         f"{rate:<8g} {fmean(ends):6.2f} ({min(ends):.2f} to {max(ends):.2f})   "
-        f"{median(samples):,.0f} samples to {target:g} % ({reached})"
+        f"{told(median(samples))} samples to {target:g} % ({reached})"
     )
+
+
+def told(samples: float) -> str:
+    """Such as `7,440`; a target that was not reached is `never`."""
+    return "never" if samples == math.inf else f"{samples:,.0f}"
 
 
 def main() -> None:

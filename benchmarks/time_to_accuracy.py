@@ -9,8 +9,9 @@ instead. Then every row is trained for real, each run in a fresh process, by tur
 start from the same weights. Seconds are those of training, without looks at the test set.
 
 Prints medians and ranges, and whether the recommendation holds: at least as fast to the target as every
-other row, and after equal epochs no more than 0.3 points under the defaults; beside that, what chance the
-seeds leave to it. Rows that train alike share their runs. Started again with the same file it goes on.
+other row, and after equal epochs no more than 0.3 points under the defaults; beside that, what seeds leave
+to chance, in accuracy and, pair by pair, in seconds. Rows that train alike share their runs. Started again
+with the same file it goes on.
 Data: the folder named by AUTOTUNE_DATA.
 """
 
@@ -34,6 +35,7 @@ from torch.nn.functional import cross_entropy
 
 import autotune
 from autotune.codec import decode, encode
+from autotune.measure.stats import ratio_interval
 from autotune.outcome import Recipe
 from autotune.profile.schema import Profile
 from autotune.profile.yaml_io import dumps, loads
@@ -97,13 +99,16 @@ def at_end_of(marks: Sequence[Mark], epoch: int) -> Mark:
 
 def training_of(profile: Profile | None, batch_size: int) -> tuple[Settings, Recipe | None]:
     """All that a row's training differs by; a recipe that changes nothing is none."""
+    defaults = Settings(loader=LoaderSettings(batch_size=batch_size))
     if profile is None:
-        return Settings(loader=LoaderSettings(batch_size=batch_size)), None
+        return defaults, None
     recipe = profile.recipe
     changes = recipe is not None and (
         recipe.growth != 1 or recipe.decay is not None or recipe.accumulation_steps > 1
     )
-    return profile.settings, recipe if changes else None
+    # What was found of *yours*, such as the number of threads, says the same as leaving it alone.
+    as_yours = profile.settings == profile.measured.yours_settings
+    return (defaults if as_yours else profile.settings), recipe if changes else None
 
 
 def twins(profiles: Mapping[str, Profile | None], batch_size: int) -> dict[str, str]:
@@ -185,6 +190,21 @@ def chance(rows: Mapping[str, Row]) -> str:
         return "from one seed"
     error = stdev(differences) / math.sqrt(len(differences))
     return f"in the mean of {len(differences)} seeds {fmean(differences):+.2f} +- {error:.2f}"
+
+
+def beside(rows: Mapping[str, Row]) -> str:
+    """Seconds of each other row over the recommendation's, by seed: what the order of medians is worth."""
+    own = rows["recommended"].seconds
+    lines = []
+    for name, row in rows.items():
+        pairs = [(theirs, mine) for theirs, mine in zip(row.seconds, own)]
+        logs = [math.log(theirs / mine) for theirs, mine in pairs if math.inf not in (theirs, mine)]
+        if row.seconds == own or len(logs) < 2:
+            continue
+        ratio = ratio_interval(logs)
+        of = f"{len(logs)} of {len(pairs)} seeds"
+        lines.append(f"{ROWS[name]}: {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {of})")
+    return "\n".join(["seconds to the target over those of the recommendation, paired, 95 %:", *lines])
 
 
 def description(profile: Profile | None, batch_size: int) -> str:
@@ -302,6 +322,7 @@ def main() -> None:
     length = "" if job.samples is None else f"{job.samples:,} samples, "
     print(f"{job.data}, {length}{args.seeds} seeds, {job.device}, torch {torch.__version__}\n")
     print(table(rows, notes, job.target, job.epochs), end="\n\n")
+    print(beside(rows), end="\n\n")
     print(judged(rows))
 
 

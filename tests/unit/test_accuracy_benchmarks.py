@@ -45,9 +45,14 @@ def test_equal_epochs_are_judged_at_their_last_mark():
 
 
 def test_a_mark_can_stand_for_the_mean_of_several():
-    """A lucky one does not reach the target then, and there is none before so many were seen."""
+    """A lucky one does not reach the target then; at the beginning it is the mean of those there are."""
     means = runs.averaged(MARKS, 2)
-    assert [(m.samples, m.accuracy) for m in means] == [(150, 94.25), (250, 97.75), (300, 97.5)]
+    assert [(m.samples, m.accuracy) for m in means] == [
+        (100, 90.0),
+        (150, 94.25),
+        (250, 97.75),
+        (300, 97.5),
+    ]
     assert tta.seconds_to(means, 98.5) == math.inf
     assert tta.seconds_to(means, 97.5) == pytest.approx(25.0)
     assert runs.averaged(MARKS, 1) == MARKS
@@ -86,6 +91,14 @@ def test_rows_that_train_alike_share_their_runs():
     }
 
 
+def test_a_profile_of_yours_trains_as_the_defaults_do():
+    """Although it says how many threads that is."""
+    found = Settings(loader=LoaderSettings(batch_size=64)).replace(cpu_threads=2)
+    measured = replace(sample_profile().measured, yours_settings=found)
+    kept = replace(sample_profile(), settings=found, measured=measured, recipe=None)
+    assert tta.twins({"defaults": None, "kept": kept}, 64) == {"defaults": "defaults", "kept": "defaults"}
+
+
 def rows(**changes):
     """A table in which the recommendation is fastest, and as good as the defaults."""
     slow = tta.Row(seconds=(10.0, 11.0, 30.0), accuracy=(98.5, 98.6, 98.7), epochs_s=(30.0,) * 3)
@@ -113,6 +126,17 @@ def test_the_recommendation_fails_and_says_why(changes, said):
     verdict = tta.judged(table | changed)
     assert verdict.startswith("FAIL")
     assert said in verdict
+
+
+def test_rows_are_held_beside_the_recommendation_seed_by_seed():
+    """Twice the seconds in each seed is twice without doubt; a target that one side missed is no pair."""
+    fast = rows()["recommended"]
+    twice = replace(fast, seconds=tuple(2 * seconds for seconds in fast.seconds))
+    missed = replace(twice, seconds=(10.0, 12.0, math.inf))
+    text = tta.beside({"recommended": fast, "kept": twice, "throughput": missed, "alone": fast})
+    assert "batch kept: 2.00 (2.00 to 2.00, 3 of 3 seeds)" in text
+    assert "max-throughput batch: 2.00 (2.00 to 2.00, 2 of 3 seeds)" in text
+    assert "alone" not in text.splitlines()[-1]
 
 
 def test_the_table_names_a_target_that_was_not_reached():
