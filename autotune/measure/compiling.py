@@ -43,7 +43,7 @@ def check_travels(model: Any) -> None:
 
 
 class NothingCompiledError(Exception):
-    """Steps that were to run compiled ran as they are written: torch skipped the model without a word."""
+    """Steps that were to run compiled ran as they are written, without a word of torch's."""
 
 
 class _TrainingSteps:
@@ -59,9 +59,12 @@ class _TrainingSteps:
         # Of its own for each model: torch compiles no more than eight variants of one code object.
         call.__code__ = call.__code__.replace()
         self._compiled = torch.compile(call, mode=mode)
+        self.called = False
+        """Whether any call was to run compiled."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._module.training and torch.is_grad_enabled() and self._wanted():
+            self.called = True
             return self._compiled(*args, **kwargs)
         return self._module._call_impl(*args, **kwargs)
 
@@ -118,14 +121,21 @@ def compilations() -> int:
     return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])
 
 
-def check_compiled(mode: CompileMode | None, before: int) -> None:
-    """Whether anything was compiled since `compilations()` gave `before`, where it was to be.
+def check_compiled(models: Iterable[nn.Module], before: int) -> None:
+    """Whether anything was compiled since `compilations()` gave `before`, where these models were to be.
 
     Raises:
         NothingCompiledError: what would be measured is not what the settings say.
     """
-    if mode is not None and compilations() == before:
+    ours = [call for model in models if isinstance(call := model._compiled_call_impl, _TrainingSteps)]
+    if not ours or compilations() > before:
+        return
+    if any(call.called for call in ours):
         raise NothingCompiledError("torch compiled nothing of the model, and ran it as it is written")
+    raise NothingCompiledError(
+        "no step ran compiled: only whole batches in training do, and they are told by a tensor with as many "
+        "rows as the loader's batch_size"
+    )
 
 
 def _in_place(module: nn.Module) -> bool:

@@ -305,7 +305,7 @@ class Session:
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
         compiled = compiling.compilations()
         warm = gathering.warm_up_whole(kit, held, self.clock, gather, deadline=deadline, least_s=least_s)
-        compiling.check_compiled(spec.settings.compute.compile, compiled)
+        compiling.check_compiled(kit.models.values(), compiled)
         if spec.mode == "full" and self.parts is not None:
             feed = self.open_feed(self.parts, spec.settings.loader)
         else:

@@ -124,6 +124,19 @@ def test_a_closed_kit_leaves_nothing_compiled(calls: list[str]) -> None:
     assert calls == ["default", "default", "the user's"]
 
 
+def test_why_nothing_was_compiled_is_told(calls: list[str]) -> None:
+    """Torch may have skipped the model, or no batch may have been a whole one."""
+    model = w.Net()
+    kit = kit_of(model, compile="default")
+    with pytest.raises(compiling.NothingCompiledError, match="no step ran compiled"):
+        compiling.check_compiled([model], compiling.compilations())
+    kit.step((X, Y))
+    with pytest.raises(compiling.NothingCompiledError, match="torch compiled nothing"):
+        compiling.check_compiled([model], compiling.compilations())
+    compiling.check_compiled([model], compiling.compilations() - 1)
+    compiling.check_compiled([w.Net()], compiling.compilations())
+
+
 def test_a_whole_batch_is_as_large_as_the_first_where_the_loader_does_not_tell(calls: list[str]) -> None:
     """As with a batch sampler of the user's own."""
     kit = kit_of(w.Net(), compile="default", batch_size=None)
