@@ -38,10 +38,28 @@ _LEAST_IN_MEASURED: dict[Path, int] = {
 }
 _RATES: tuple[Path, ...] = (("measured", "yours", "samples_per_s"), ("measured", "best", "samples_per_s"))
 _ENDS = ("low", "value", "high")
-_NOISE_BOUND: Path = ("measured", "noise", "lower_bound")
 _PAIRS = ("learning_rates", "weight_decays", "beta2s", "batch_norm_momenta")
 """Lists in the recipe, each with another of the same length that begins with `reference_`."""
 _SHARES = ("beta2s", "reference_beta2s", "batch_norm_momenta", "reference_batch_norm_momenta")
+_PARTS: tuple[Path, ...] = (
+    ("recipe", "warmup_start"),
+    ("recipe", "decay", "end"),
+    ("recipe", "decay", "cooldown"),
+    ("recipe", "large_batch", "momentum"),
+    ("recipe", "large_batch", "warmup_start"),
+    ("recipe", "large_batch", "decay", "end"),
+    ("recipe", "large_batch", "decay", "cooldown"),
+)
+"""Parts of something, from 0 to 1."""
+_NOT_NEGATIVE: tuple[Path, ...] = (
+    ("measured", "noise", "lower_bound"),
+    ("recipe", "ema_power"),
+    ("recipe", "decay", "power"),
+    ("recipe", "large_batch", "learning_rate"),
+    ("recipe", "large_batch", "weight_decay"),
+    ("recipe", "large_batch", "decay", "power"),
+    *_PARTS,
+)
 
 
 def illegal_values(document: Any) -> list[Problem]:
@@ -49,7 +67,7 @@ def illegal_values(document: Any) -> list[Problem]:
     found = [problem for base in _SETTINGS for problem in _in_settings(document, base)]
     for path, least in (*_LEAST_IN_RECIPE.items(), *_LEAST_IN_MEASURED.items()):
         found += _below(document, path, least)
-    return [*found, *_in_noise(document), *_in_figures(document), *_in_rates(document)]
+    return [*found, *_in_numbers(document), *_in_figures(document), *_in_rates(document)]
 
 
 def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
@@ -71,10 +89,15 @@ def _in_settings(document: Any, base: Path) -> Iterator[Problem]:
             )
 
 
-def _in_noise(document: Any) -> Iterator[Problem]:
-    bound = _at(document, _NOISE_BOUND)
-    if isinstance(bound, (int, float)) and bound < 0:
-        yield Problem(path=_NOISE_BOUND, message=f"must not be negative, found {bound}")
+def _in_numbers(document: Any) -> Iterator[Problem]:
+    for path in _NOT_NEGATIVE:
+        value = _at(document, path)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if value < 0:
+            yield Problem(path=path, message=f"must not be negative, found {value}")
+        elif path in _PARTS and value > 1:
+            yield Problem(path=path, message=f"must be at most 1, found {value}")
 
 
 def _in_figures(document: Any) -> Iterator[Problem]:

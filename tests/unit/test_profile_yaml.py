@@ -192,6 +192,10 @@ def test_one_problem_is_the_headline():
         ("  weight_decays: []", "  weight_decays: [0.1]", "holds 1 values, and"),
         ("  beta2s: []", "  beta2s: [1.5]", "must be at most 1, found 1.5"),
         ("  decay: null", "  decay: {shape: cosin, samples: 9}", "did you mean `cosine`?"),
+        ("  decay: null", "  decay: {shape: wsd, samples: 9, cooldown: 2}", "must be at most 1, found 2"),
+        ("  decay: null", "  decay: {shape: polynomial, samples: 9, power: -1}", "must not be negative"),
+        ("  warmup_start: null", "  warmup_start: -0.1", "`recipe.warmup_start`: must not be negative"),
+        ("  ema_power: 1.0", "  ema_power: -2", "`recipe.ema_power`: must not be negative"),
     ],
 )
 def test_a_bad_file_is_a_profile_error_with_its_place(old: str, new: str, message: str):
