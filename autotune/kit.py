@@ -240,6 +240,7 @@ def make_kit(  # noqa: PLR0913  # each option is the user's
         one.to(where)
     if large_batch:
         offer, recipe = large_batch_recipe(recipe)
+        settings = settings.replace(fused_optimizer=False)  # torch's fused step is the other optimizer's
         built: dict[str, Optimizer] = {"": build_large_batch(offer, models, where)}
     else:
         built = _given(optimizer, models)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from autotune.errors import EnvironmentFault
+from autotune.errors import AutotuneWarning, EnvironmentFault
 from autotune.outcome import LargeBatch
 
 APEX_INSTALL = (
@@ -113,7 +114,7 @@ def build_large_batch(offer: LargeBatch, models: Mapping[str, nn.Module], device
     """
     groups = split_groups(models.values(), offer.weight_decay)
     if offer.optimizer == "LARS":
-        lars = _timm("Lars", offer, "")
+        lars = _timm("Lars", offer)
         made: Optimizer = lars(groups, lr=offer.learning_rate, momentum=offer.momentum or 0.0)
         return made
     options = {"lr": offer.learning_rate, "betas": offer.betas or (0.9, 0.999)}
@@ -122,7 +123,9 @@ def build_large_batch(offer: LargeBatch, models: Mapping[str, nn.Module], device
     if apex.working and in_float32:
         fused: Optimizer = importlib.import_module("apex.optimizers").FusedLAMB(groups, **options)
         return fused
-    lamb = _timm("Lamb", offer, "" if apex.state == "absent" else apex.why)
+    lamb = _timm("Lamb", offer, apex)
+    if apex.state == "other_package":
+        warnings.warn(f"{apex.why}; NVIDIA's, whose LAMB is fused: {apex.fix}", AutotuneWarning, stacklevel=4)
     other: Optimizer = lamb(groups, **options)
     return other
 
@@ -140,12 +143,14 @@ def split_groups(models: Iterable[nn.Module], weight_decay: float) -> list[dict[
     return [{"params": params, "weight_decay": wd} for params, wd in found if params]
 
 
-def _timm(name: str, offer: LargeBatch, apex_why: str) -> Any:
+def _timm(name: str, offer: LargeBatch, apex: ApexProbe | None = None) -> Any:
     try:
         return getattr(importlib.import_module("timm.optim"), name)
     except (ImportError, AttributeError) as error:
+        there = apex is not None and apex.state != "absent"
+        why, fix = (apex.why, apex.fix) if apex is not None and there else ("", "")
         raise EnvironmentFault(
             f"{offer.optimizer} needs timm, and it cannot be imported",
-            why="; ".join(part for part in (_said(error), apex_why) if part),
-            fix='pip install "torch-autotune[large-batch]"',
+            why="; ".join(part for part in (_said(error), why) if part),
+            fix="; or for NVIDIA's: ".join(filter(None, ('pip install "torch-autotune[large-batch]"', fix))),
         ) from error

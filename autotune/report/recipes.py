@@ -118,7 +118,8 @@ def _sentence(row: Row) -> str:
 
 
 def _offer(offer: LargeBatch) -> str:
+    clips = "; it clips gradients to a norm of 1 itself: leave yours out" if offer.optimizer == "LAMB" else ""
     return (
         f"kit(..., large_batch=True) trains with {offer.optimizer} in place of your optimizer, learning rate "
-        f"{offer.learning_rate:.3g}: {offer.rule}"
+        f"{offer.learning_rate:.3g}: {offer.rule}{clips}"
     )

@@ -452,7 +452,8 @@ def test_an_optimizer_for_large_batches_is_used_when_asked_for() -> None:
         decay=Decay(shape="polynomial", samples=160, power=2.0),
     )
     given = recipe(4, large_batch=offer)
-    kit = make_kit(settings(16), given, w.Net(), loss=functional.cross_entropy, large_batch=True)
+    fused = settings(16).replace(fused_optimizer=True)  # of the optimizer that this one replaces
+    kit = make_kit(fused, given, w.Net(), loss=functional.cross_entropy, large_batch=True)
     rates = seen(kit, 10)
     assert rates[0] == pytest.approx(0.02)
     assert rates[5] == pytest.approx(2.0 * 0.5**2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.errors import EnvironmentFault
+from autotune.errors import AutotuneWarning, EnvironmentFault
 from autotune.measure import large_batch
 from autotune.measure.large_batch import APEX_INSTALL, build_large_batch, probe_apex, split_groups
 from autotune.outcome import LargeBatch
@@ -125,7 +125,18 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EnvironmentFault, match="LAMB needs timm") as raised:
         build_large_batch(LAMB, {"": nn.Linear(4, 2)}, CPU)
     assert "large-batch" in raised.value.fix
+    assert APEX_INSTALL in raised.value.fix
     assert "another project's" in raised.value.why
+
+
+@needs_timm
+def test_another_projects_apex_is_named_where_timm_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs NVIDIA's; LAMB is trained with all the same."""
+    install(monkeypatch, version="0.9.10.dev0")
+    with pytest.warns(AutotuneWarning, match="another project's") as told:
+        built = build_large_batch(LAMB, {"": nn.Linear(4, 2)}, CPU)
+    assert type(built).__module__.startswith("timm")
+    assert APEX_INSTALL in str(told[0].message)
 
 
 def test_biases_and_norms_are_not_decayed() -> None:

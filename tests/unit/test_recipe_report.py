@@ -136,6 +136,9 @@ def test_an_optimizer_for_large_batches_is_told_as_an_offer() -> None:
     notes = recipe_notes(offered, has_rows=True)
     assert any("kit(..., large_batch=True) trains with LARS" in note and "MLPerf" in note for note in notes)
     assert recipe_rows(offered) == recipe_rows(recipe())
+    assert not any("clips gradients" in note for note in notes)
+    lamb = replace(recipe(), large_batch=replace(offer, optimizer="LAMB"))
+    assert any("clips gradients to a norm of 1 itself" in note for note in recipe_notes(lamb, has_rows=True))
 
 
 def test_file_screen_and_json_hold_the_same_recipe() -> None:
