@@ -223,8 +223,11 @@ def _warmup(
     samples, epoch = steps * step.samples, workload.dataset_samples
     if epoch:
         share = RUN_SHARE if step.k <= LARGE_GROWTH else LARGE_RUN_SHARE
-        samples = min(samples, int(share * (epochs or USUAL_EPOCHS) * epoch))
+        most = int(share * (epochs or USUAL_EPOCHS) * epoch)
         samples = min(samples, WARMUP_EPOCHS * epoch) if sgd else samples
+        if most < samples:
+            run = f"{epochs} epochs" if epochs else f"{USUAL_EPOCHS} epochs, as none were given"
+            samples, rule = most, f"{share:g} of the run of {run}, in place of {rule}"
     # It starts from the rate that is known to work (ADR 0011).
     return (
         _Warmup(samples=samples, start=1 / step.factor, rule=f"{rule} ({source})") if samples else _Warmup()
