@@ -57,7 +57,7 @@ def collect(session: Session, spec: GradientSpec, started: float) -> GradientSta
         warm_steps=spec.warm_steps,
         apart=spec.apart,
     )
-    probe = _Probe(session, spec, samples, deadline=started + spec.timeout_s)
+    probe = _Probe(session, spec, samples, started)
     try:
         stats = replace(stats, steps=probe.run(), notes=tuple(probe.notes))
     except _RefusedError as refusal:
@@ -71,9 +71,10 @@ def collect(session: Session, spec: GradientSpec, started: float) -> GradientSta
 class _Probe:
     """One look at the gradients, from data to sums."""
 
-    def __init__(self, session: Session, spec: GradientSpec, samples: int, *, deadline: float) -> None:
+    def __init__(self, session: Session, spec: GradientSpec, samples: int, started: float) -> None:
         self.notes: list[str] = []
-        self._session, self._spec, self._samples, self._deadline = session, spec, samples, deadline
+        self._session, self._spec, self._samples = session, spec, samples
+        self._started, self._deadline = started, started + spec.timeout_s
         self._kit = session.make_kit(spec.settings.replace(precision="float32"))
         self._parts = None if session.parts is None else self._shuffled(session.parts)
         self._tap: GradientTap | None = None
@@ -86,9 +87,10 @@ class _Probe:
         """
         self._check_one_loss()
         draws = self._draws()
+        ends = self._started + self._spec.window_s
         self._train(draws, self._spec.warm_steps)
         self._tap = GradientTap(self._kit.optimizers.values())
-        steps = self._steps(draws, self._tap)
+        steps = self._steps(draws, self._tap, ends)
         if 2 * sum(step.finite for step in steps) < len(steps):
             raise timing.DivergedError("most gradients are NaN or infinite")
         with self._tap.standing_still():
@@ -136,16 +138,20 @@ class _Probe:
         loader = replace(self._spec.settings.loader, batch_size=self._parts.settings.batch_size)
         return _Draws(self._session.open_feed(self._parts, loader), self._samples)
 
-    def _steps(self, draws: _Draws, tap: GradientTap) -> tuple[GradientStep, ...]:
+    def _steps(self, draws: _Draws, tap: GradientTap, ends: float) -> tuple[GradientStep, ...]:
         steps: list[GradientStep] = []
-        ends = time.perf_counter() + self._spec.window_s
         while len(steps) < self._spec.steps:
             if len(steps) >= LEAST_STEPS and time.perf_counter() > ends:
                 break
-            if steps and self._spec.apart:
-                self._train(draws, self._spec.apart)
-            with tap.standing_still():
-                steps.append(self._one_step(draws, tap))
+            try:
+                if steps and self._spec.apart:
+                    self._train(draws, self._spec.apart)
+                with tap.standing_still():
+                    steps.append(self._one_step(draws, tap))
+            except timing.OutOfTimeError:
+                if len(steps) < LEAST_STEPS:
+                    raise
+                break  # what was seen until here counts
             if tap.asked < len(steps) * self._spec.micro_batches:
                 raise _RefusedError(
                     "train_step does not step the optimizer once a batch: how many samples a step has is "
@@ -189,8 +195,10 @@ class _Probe:
         halved = self._samples if self._samples >= _LEAST_HALVED else 2 * self._samples
         try:
             share = self._share_of_halves(halved, tap)
-        except (timing.OutOfTimeError, _RefusedError):
+        except _RefusedError:
             raise
+        except timing.OutOfTimeError:
+            share = None
         except Exception as error:  # the user's model may take no other size, which is theirs to choose
             self.notes.append(
                 f"whether the loss is a mean was not seen: half a batch raised {type(error).__name__}"

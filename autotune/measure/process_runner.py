@@ -98,6 +98,7 @@ class ProcessRunner:
 
     def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
         """Sums of the workload's gradients, taken in the bench process."""
+        self._leave_unlike(spec.settings)
         started = time.monotonic()
         kind, value = self._ask("gradients", spec, spec.timeout_s)
         self._used, self._last_step = True, spec.settings

@@ -47,7 +47,7 @@ class GradientSpec:
     apart: int = 0
     """Steps that it takes between two of those that sums are taken of; with 0 all are at the same weights."""
     window_s: float = 20.0
-    """Seconds after which no further step begins, once there are enough for an interval."""
+    """Seconds from the start after which no further step begins, once there are enough for an interval."""
     timeout_s: float = 120.0
     """Wall seconds after which the bench process is ended."""
     seed: int = 0

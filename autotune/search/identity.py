@@ -8,6 +8,11 @@ from autotune.outcome import Objective
 from autotune.space.candidates import Space
 
 
+def _looks(space: Space) -> bool:
+    """Whether larger batches are judged by gradients."""
+    return "batch_size" in space.names and space.workload.step_samples is None
+
+
 def identity(
     space: Space, *, epochs: int | None, objective: Objective, warm: int | None = None
 ) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def identity(
         "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
         "epochs": epochs,
         **({"objective": objective} if "batch_size" in space.names else {}),
-        **({"warm": warm} if warm is not None else {}),
+        **({"warm": warm} if warm is not None and _looks(space) else {}),
         "machine": machine.fingerprint(),
         "workload": workload.fingerprint(),
     }

@@ -9,6 +9,8 @@ from search_worlds import History, context, space_of
 
 from autotune.measure.payload import Payload
 from autotune.measure.process_runner import ProcessRunner
+from autotune.measure.seam import GradientSpec
+from autotune.recipe.noise_scale import GradientStats
 from autotune.search.cost import Costs
 from autotune.search.engine import TuneOptions, tune
 from autotune.search.knowledge import Knowledge
@@ -40,7 +42,9 @@ class Bench:
         return True
 
     def recv(self) -> tuple[str, Any]:
-        return "ok", fake_description() if self.request == "describe" else MEASURED
+        seen = GradientStats(micro_samples=8, micro_batches=4)
+        answers = {"describe": fake_description(), "gradients": seen}
+        return "ok", answers.get(self.request, MEASURED)
 
     def kill(self) -> int:
         return 0
@@ -81,6 +85,19 @@ def test_the_search_of_cudnn_is_switched_in_a_process_of_its_own() -> None:
     assert started((PLAIN, "full"), (PLAIN, "compute")) == 1
     assert started((SEARCHED, "full"), (SEARCHED, "compute"), (SEARCHED, "full")) == 2
     assert started((SEARCHED, "full"), (PLAIN, "compute"), (SEARCHED, "full")) == 4
+
+
+def test_a_look_at_gradients_is_a_step_like_any_other() -> None:
+    """Between two trials that search alike it starts a process of its own, and leaves one of its own kind."""
+    launcher = Launcher()
+    runner = ProcessRunner(Payload(blob=b""), launcher=cast(Any, launcher))
+    runner.run(TrialSpec(settings=SEARCHED, stage="joint"))
+    runner.probe_gradients(GradientSpec(settings=PLAIN))
+    assert launcher.started == 2
+    runner.run(TrialSpec(settings=PLAIN, stage="joint"))
+    assert launcher.started == 2
+    runner.run(TrialSpec(settings=SEARCHED, stage="joint"))
+    assert launcher.started == 3
 
 
 def test_a_loader_alone_runs_in_any_process() -> None:

@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from search_worlds import space_of
 
 from autotune.errors import StudyError
-from autotune.search.identity import identity
 from autotune.search.study import open_study
 from autotune.trial import Block, Failure, Measurement, Trial, TrialSpec
 
@@ -271,11 +270,3 @@ def test_the_engine_loads_optuna_late():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert run.stdout.strip() == "[]"
-
-
-def test_another_look_at_the_gradients_is_another_study() -> None:
-    """What was learned of larger batches after other warm steps does not count."""
-    space = space_of()
-    asked = {"epochs": None, "objective": "goodput"}
-    assert identity(space, **asked, warm=0) != identity(space, **asked)
-    assert identity(space, **asked, warm=None) == identity(space, **asked)
