@@ -69,13 +69,17 @@ class TuneArgs:
     help="What is best across batch sizes, with --allow recipe: goodput is what is learned in a second with"
     " nearly as much from each sample, time the same at the price of more epochs, throughput samples/s.",
 )
-@click.option("--max-batch-size", type=click.IntRange(1), help="The largest batch that may be tried.")
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(1),
+    help="The largest batch that may be tried; without, eight times yours.",
+)
 @click.option(
     "--warm",
     type=click.IntRange(0),
     metavar="STEPS",
-    help="Train so many steps before gradients are looked at, from which larger batches are judged: as many"
-    " as there is time for, up to 200, without; 0 where the model's weights are trained already.",
+    help="Train so many steps before gradients are looked at, from which larger batches are judged, with"
+    " --allow recipe: without, as many as there is time for; 0 where the weights are trained already.",
 )
 @click.option(
     "--keep-effective",

@@ -24,7 +24,7 @@ from autotune.recipe.scaling import LEAST_RUN_STEPS, USUAL_EPOCHS, refusals, sca
 
 LEAST_EFFICIENCY = 0.8
 MOST_GROWTH = 8.0
-"""Rules for the learning rate are trusted up to so many times the user's batch."""
+"""Rules for the learning rate are trusted up to so many times the user's batch, unless they name more."""
 UNVERIFIED_GROWTH = {"sgd": 4.0, "adam": 2.0}
 """The same where no noise scale says how far."""
 LEAST_BATCHES = 50
@@ -64,7 +64,6 @@ def choose_batch(
     *,
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
-    most_growth: float = MOST_GROWTH,
     epochs: int | None = None,
 ) -> BatchChoice:
     """The table of batch sizes, and which one to train with.
@@ -78,8 +77,7 @@ def choose_batch(
         workload: gives the user's batch, the samples of an epoch, and whether a rule for the learning rate is
             known.
         objective: what is best.
-        max_batch_size: the largest that may be recommended.
-        most_growth: the largest multiple of the user's batch that may be.
+        max_batch_size: the largest that may be recommended; beyond `MOST_GROWTH` none is without it.
         epochs: length of the run to come; steps are counted over `USUAL_EPOCHS` without it.
 
     Raises:
@@ -92,7 +90,6 @@ def choose_batch(
         noise=noise,
         workload=workload,
         max_batch_size=max_batch_size,
-        most_growth=most_growth,
         epochs=epochs,
     )
     rows = tuple(_row(rate, limits) for rate in sorted(rates, key=lambda rate: rate.batch_size))
@@ -119,7 +116,6 @@ def batch_caps(
     *,
     objective: Objective = "goodput",
     max_batch_size: int | None = None,
-    most_growth: float = MOST_GROWTH,
     epochs: int | None = None,
 ) -> tuple[str, ...]:
     """Why this batch size is not recommended however fast it is, each in words; the user's own has none.
@@ -131,7 +127,6 @@ def batch_caps(
         noise=noise,
         workload=workload,
         max_batch_size=max_batch_size,
-        most_growth=most_growth,
         epochs=epochs,
     )
     teaches = None if noise is None else efficiency(batch_size, limits.reference, noise.lower_bound)
@@ -146,7 +141,6 @@ class _Limits:
     noise: NoiseScale | None
     workload: WorkloadFacts
     max_batch_size: int | None
-    most_growth: float
     epochs: int | None
 
     @property
@@ -233,7 +227,7 @@ def _rule_caps(workload: WorkloadFacts) -> list[str]:
 
 
 def _growth_caps(size: int, limits: _Limits) -> list[str]:
-    growth, why = limits.most_growth, ""
+    growth, why = max(MOST_GROWTH, (limits.max_batch_size or 0) / limits.reference), ""
     unverified = UNVERIFIED_GROWTH.get(limits.workload.optimizer_family, growth)
     if limits.noise is None and unverified < growth:
         growth, why = unverified, ", and no noise scale was measured to support it"

@@ -10,6 +10,7 @@ from autotune.measure.seam import GradientSpec
 from autotune.outcome import BatchChoice, Interval, Kept, Verdict
 from autotune.recipe.goodput import BatchRate, batch_caps, choose_batch
 from autotune.recipe.noise_scale import LEAST_STEPS
+from autotune.search.checking import uncheckable
 from autotune.search.cost import Costs
 from autotune.search.host_room import overfull
 from autotune.search.knowledge import Knowledge, PlanContext
@@ -33,8 +34,8 @@ WARM_SHARE = 0.4
 """They are at most this part of all steps of a look."""
 STEPS = 32
 MICRO_BATCHES = 4
-_OTHER_STEPS = 8
-"""Batches of another size, by which a mean is told from a sum."""
+_OTHER_STEPS = 16
+"""What it takes to tell a mean from a sum, in batches: eight are seen whole and in halves."""
 _SLOWER = 1.5
 """Times the step of *yours*: it is in float32, and every gradient is added up beside it."""
 
@@ -89,7 +90,8 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
     ctx = know.ctx
     if ctx.look is not None or gathered(ctx) or not _open_sizes(know):
         return None
-    step_s = max(_SLOWER * know.latest(know.yours).step_s, 1e-6)
+    latest = know.latest(know.yours)
+    step_s = max(_SLOWER * latest.step_s, 1e-6)
     allowed_s = min(LOOK_SHARE * ctx.budget_s, ROOM_SHARE * room_s)
     batches = int(allowed_s / step_s) - _OTHER_STEPS
     warm, apart, steps = _lengths(ctx, batches)
@@ -102,8 +104,8 @@ def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
         warm_steps=warm,
         apart=apart,
         window_s=allowed_s,
-        # Warm steps come before the window; a process may have to be brought up again.
-        timeout_s=min(2 * allowed_s + ctx.space.workload.setup_s + 8.0, room_s),
+        # A process may have to be brought up again, and workers are started twice.
+        timeout_s=min(2 * allowed_s + ctx.space.workload.setup_s + 2 * latest.startup_s + 8.0, room_s),
         seed=ctx.seed,
     )
 
@@ -112,10 +114,14 @@ def _lengths(ctx: PlanContext, batches: int) -> tuple[int, int, int]:
     """Steps before the first look, between two looks, and looks, where there is time for so many batches."""
     batches -= ctx.warm or 0
     training = min(WARM_STEPS, int(WARM_SHARE * batches), _part_of_run(ctx))
+    if ctx.warm is not None:
+        training = int((1 - UNSEEN) * training)  # the others are those that the user asked for
     steps = min(STEPS, (batches - training) // MICRO_BATCHES)
     if steps < LEAST_STEPS:
-        training, steps = 0, min(LEAST_STEPS, batches // MICRO_BATCHES)
-    apart = int((1 - UNSEEN) * training / max(1, steps - 1))
+        steps = min(LEAST_STEPS, batches // MICRO_BATCHES)
+        training = min(max(0, batches - steps * MICRO_BATCHES), _part_of_run(ctx))
+    between = training if ctx.warm is not None else (1 - UNSEEN) * training
+    apart = round(between / max(1, steps - 1))
     return (training - apart * (steps - 1) if ctx.warm is None else ctx.warm), apart, steps
 
 
@@ -153,6 +159,7 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
         and not would_fail(settings, know.history)
         and not know.trains_worse(settings)
         and not unaffordable(know, settings)
+        and not uncheckable(know, settings)
         and not overfull(know, settings)
         and know.bound(settings) * know.ctx.weight(settings) >= know.rate(know.incumbent)
     )
@@ -261,10 +268,12 @@ def _objective(know: Knowledge, rate: BatchRate) -> float:
 def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
     """The verdict with a word on what its ratio counts, where the winner has another batch than *yours*."""
     winner = verdict.winner
-    if not changed(ctx, winner):
-        return verdict
     size, weight = winner.loader.batch_size, ctx.weight(winner)
-    if gathered(ctx):
+    if not changed(ctx, winner):
+        if size == ctx.space.yours.loader.batch_size or ctx.space.workload.step_samples is not None:
+            return verdict
+        said = f"counts samples: what they teach in batches of {size}, which you fixed, was not measured"
+    elif gathered(ctx):
         said = f"steps keep {ctx.space.workload.step_samples} samples, gathered from batches of {size}"
     elif ctx.objective == "throughput":
         said = "counts samples, whatever they teach"

@@ -15,6 +15,7 @@ from autotune.recipe.guard import judge_numerics, label
 from autotune.recipe.pilot import judge_pilot
 from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
+from autotune.search.checking import checkable, precision_kept
 from autotune.search.compiling import affordable, compile_kept, compile_notes
 from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.edge import edge_notes
@@ -141,6 +142,7 @@ class _Session:
             description.yours,
             allow=options.allow,
             fixed=options.fixed,
+            max_batch_size=options.max_batch_size,
         )
         check_recipe(self.space, epochs=options.epochs, decay=options.decay)
         self.first = first_guesses(self.space, options.first(description))
@@ -229,7 +231,8 @@ class _Session:
         self.stage = "gradients"
         self.listener.stage("your gradients: how large a batch they bear")
         self.look = look_of(self.runner.probe_gradients(move.spec))
-        self.store.keep_look(self.look)
+        if not self.look.missing:  # what there was no time for may be seen when the study goes on
+            self.store.keep_look(self.look)
 
     def _compare(self, spec: NumericsSpec) -> None:
         self.listener.stage(f"numerics: the same steps with {label(spec.settings, spec.reference)}")
@@ -250,7 +253,7 @@ class _Session:
     def _sample(self, move: Sample) -> None:
         context, know = self.context, self._know()
         drawn = self.store.draw(
-            lambda values: self.space.settings(**affordable(know, values)),
+            lambda values: self.space.settings(**checkable(know, affordable(know, values))),
             lambda settings: acceptable(context, self.history, settings),
         )
         if drawn is None:
@@ -322,7 +325,7 @@ class _Session:
             yours=self.space.yours,
             verdict=verdict,
             worth=worths(know, verdict),
-            kept=(*self.space.kept, *batch_kept(know), *compile_kept(know)),
+            kept=(*self.space.kept, *batch_kept(know), *compile_kept(know), *precision_kept(know)),
             trials=tuple(self.history),
             recipe=recipe_of(
                 self.space,

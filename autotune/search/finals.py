@@ -164,6 +164,14 @@ def ratio_beside(know: Knowledge, trial: Trial) -> float | None:
     return know.effective(trial) / know.effective(theirs[-1]) if theirs else None
 
 
+def _unproven(know: Knowledge) -> str:
+    """What would have had to be done with settings that were faster than *yours*; empty without such."""
+    faster = [s for s in know.full if know.rate(s) > NOTICEABLE * know.rate(know.yours)]
+    if any(know.unpiloted(s) for s in faster):
+        return "train a while in the batch size that was faster"
+    return "compare the steps of what was faster with yours" if any(map(know.unchecked, faster)) else ""
+
+
 def judged(know: Knowledge, costs: Costs) -> Verdict:
     """The verdict on the finals so far; *yours* is kept when nothing met it."""
     met = {t.settings: None for t in finals_of(know) if t.settings != know.yours}
@@ -190,10 +198,11 @@ def judged(know: Knowledge, costs: Costs) -> Verdict:
     if worse and not candidates(know, costs):
         sentence = "yours stays: what was faster does not train the same"
         return Verdict(kind="kept", winner=know.yours, sentence=sentence)
-    unseen = [s for s in know.full if know.unpiloted(s) and know.rate(s) > NOTICEABLE * know.rate(know.yours)]
-    if unseen and know.ctx.search_over and not candidates(know, costs):
-        sentence = "yours stays: no time was left to train a while in the batch size that was faster"
-        return Verdict(kind="unsure", winner=know.yours, sentence=sentence)
+    unseen = _unproven(know) if know.ctx.search_over and not candidates(know, costs) else ""
+    if unseen:
+        return Verdict(
+            kind="unsure", winner=know.yours, sentence=f"yours stays: no time was left to {unseen}"
+        )
     others = sum(1 for s in know.full if s != know.yours)
     if others and candidates(know, costs):
         sentence = "yours stays: no time was left to confirm what looked faster"

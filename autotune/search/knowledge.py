@@ -250,6 +250,14 @@ class Knowledge:
             and self.ctx.objective != "throughput"
         )
 
+    def unchecked(self, settings: Settings) -> bool:
+        """Whether their precision is another by our choice, and nobody compared its steps with *yours*."""
+        own, start = self.yours.compute, self.ctx.space.start.compute
+        if settings.compute.precision in (own.precision, start.precision):
+            return False
+        asked = (settings, settings.replace(compile=own.compile))
+        return all(self.numerics(each) is None for each in asked)
+
     def trains_worse(self, settings: Settings) -> bool:
         """Whether their arithmetic, or their batch size, was seen to harm training."""
         found, pilot = self.numerics(settings), self.pilot(settings)
@@ -264,9 +272,11 @@ class Knowledge:
     def ruled_out(self, settings: Settings) -> bool:
         """Whether these settings can be neither the incumbent nor a candidate.
 
-        After the search a batch size that nobody trained in can be neither any more.
+        After the search a batch size that nobody trained in can be neither any more, nor a precision whose
+        steps nobody compared.
         """
-        too_late = bool(self.ctx.search_over) and self.unpiloted(settings)
+        unproven = self.unpiloted(settings) or self.unchecked(settings)
+        too_late = bool(self.ctx.search_over) and unproven
         return too_late or self._barred(settings) or self.unfit(settings) or self.trains_worse(settings)
 
     def _barred(self, settings: Settings) -> bool:

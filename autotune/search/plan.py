@@ -129,10 +129,11 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
         return _timed(costs, Run(spec=_yours(costs)), ctx.remaining_s)
     if not ctx.search_over:
         return _search(know, costs)
-    pilot = _pilot_of_candidates(know, costs)
+    chosen = _if_all_trained_the_same(know, costs)
+    pilot = next_pilot(know, costs, chosen)
     if pilot is not None:
         return TrainBoth(spec=pilot)
-    check = next_check(know, costs)
+    check = next_check(know, costs, chosen)
     if check is not None:
         return CheckNumerics(spec=check)
     spec = next_final(know, costs) or next_challenge(know, costs)
@@ -142,10 +143,10 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
     return _timed(costs, Run(spec=spec), ctx.remaining_s)
 
 
-def _pilot_of_candidates(know: Knowledge, costs: Costs) -> PilotSpec | None:
-    """Of those who would be candidates if every batch size had been trained in."""
+def _if_all_trained_the_same(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
+    """Who would be candidates if every batch size had been trained in, and every precision compared."""
     before = Knowledge(dataclasses.replace(know.ctx, search_over=""), know.history)
-    return next_pilot(know, costs, candidates(before, costs))
+    return candidates(before, costs)
 
 
 def needed_s(ctx: PlanContext, history: Sequence[Trial]) -> float:

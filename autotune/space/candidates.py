@@ -109,6 +109,7 @@ def build_space(
     *,
     allow: KnobClass = "numerics",
     fixed: Mapping[str, KnobValue] | None = None,
+    max_batch_size: int | None = None,
 ) -> Space:
     """The space of a workload on a machine.
 
@@ -118,6 +119,7 @@ def build_space(
         yours: what the user runs today; always in the space.
         allow: the highest class of knob that may change.
         fixed: values that every candidate must have; of any class.
+        max_batch_size: how large batches may get where that is more than eight times the user's own.
 
     Raises:
         UsageError: for an unknown knob in `fixed`, or a value that it cannot have or that does not run here.
@@ -126,7 +128,14 @@ def build_space(
     for name, value in pinned.items():
         _check_value(knob(name), value)
     start = _start(machine, workload, yours, pinned)
-    ground = Ground(machine=machine, workload=workload, yours=yours, start=start, fixed=frozenset(pinned))
+    ground = Ground(
+        machine=machine,
+        workload=workload,
+        yours=yours,
+        start=start,
+        fixed=frozenset(pinned),
+        max_batch_size=max_batch_size,
+    )
     options: list[Option] = []
     kept: list[Kept] = []
     for each in KNOBS:

@@ -27,8 +27,8 @@ from autotune.space.rules import (
 
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFETCH = (2, 4, 8)
-_BATCH_FACTORS = (1, 2, 4, 8)
-"""Beyond eight times the user's batch size no rule for the learning rate is trusted unseen."""
+_MOST_GROWTH = 8
+"""Beyond so many times the user's batch no rule for the learning rate is trusted, unless they name more."""
 MIN_STEPS_PER_EPOCH = 50
 """A larger batch would leave an epoch with too few optimizer steps to learn from."""
 
@@ -51,6 +51,8 @@ class Ground:
     start: Settings
     """Where candidates begin: *yours* with what the user fixed."""
     fixed: frozenset[str]
+    max_batch_size: int | None = None
+    """The largest that the user named."""
 
     def allows(self, **changes: KnobValue) -> bool:
         """Whether these changes to `start` run here."""
@@ -152,8 +154,10 @@ def _batch_size(ground: Ground) -> Choice:
     if workload.optimizer_family == "other":
         return Choice(kept=f"no rule scales the learning rate of {workload.optimizer_class}")
     samples = workload.dataset_samples
-    limit = max(now, samples // MIN_STEPS_PER_EPOCH) if samples else now * _BATCH_FACTORS[-1]
-    sizes = [now * k for k in _BATCH_FACTORS if now * k <= limit]
+    limit = max(now * _MOST_GROWTH, ground.max_batch_size or 0)
+    if samples:
+        limit = min(limit, max(now, samples // MIN_STEPS_PER_EPOCH))
+    sizes = [now << doubled for doubled in range((limit // now).bit_length())]
     if len(sizes) < 2:
         return Choice(kept=f"a larger one would leave fewer than {MIN_STEPS_PER_EPOCH} steps in an epoch")
     lightest = _lightest(ground, min(_searched_workers(ground)))
@@ -166,7 +170,7 @@ def _parts_of_a_step(ground: Ground, step_samples: int, now: int) -> list[int]:
     most = step_samples.bit_length()
     sizes = [step_samples >> halved for halved in range(most) if step_samples % (1 << halved) == 0]
     lightest = _lightest(ground, min(_searched_workers(ground)))
-    near = [size for size in sizes if now <= size * _BATCH_FACTORS[-1]]
+    near = [size for size in sizes if now <= size * _MOST_GROWTH]
     return [size for size in near if ground.allows(**{**lightest, "batch_size": size})]
 
 

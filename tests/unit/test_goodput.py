@@ -78,10 +78,10 @@ def test_throughput_takes_the_most_samples_whatever_they_teach() -> None:
 
 
 def test_growth_is_bounded_unless_the_user_raises_it() -> None:
-    """Eight times the batch, however high the noise scale; `most_growth` lifts that."""
+    """Eight times the batch, however high the noise scale; a larger `max_batch_size` lifts that."""
     chosen = choose_batch(rates(), noise(1e6), FACTS)
     assert (chosen.recommended, chosen.limited_by) == (512, ("1024 is over 8 times your batch",))
-    assert choose_batch(rates(), noise(1e6), FACTS, most_growth=16).recommended == 1024
+    assert choose_batch(rates(), noise(1e6), FACTS, max_batch_size=1024).recommended == 1024
 
 
 @pytest.mark.parametrize(("family", "expected"), [("sgd", 256), ("adam", 128)])
@@ -110,8 +110,8 @@ def test_an_epoch_keeps_fifty_batches_and_a_run_its_steps() -> None:
 
 def test_a_tie_goes_to_the_smaller_batch() -> None:
     """A gain of 2 % over the next smaller one, or one within the noise of both, is none."""
-    assert choose_batch(rates(b128=2160), noise(1e6), FACTS, most_growth=4).recommended == 128
-    assert choose_batch(rates(noise=0.2, b128=2000), noise(1e6), FACTS, most_growth=4).recommended == 128
+    assert choose_batch(rates(b128=2160), noise(1e6), FACTS, max_batch_size=256).recommended == 128
+    assert choose_batch(rates(noise=0.2, b128=2000), noise(1e6), FACTS, max_batch_size=256).recommended == 128
 
 
 def test_nothing_to_gain_keeps_the_users_batch() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from search_worlds import History, context, fake_runner, run_fake, space_of
 from strategies import plain_gpu
 
 from autotune.measure.seam import NumericsSpec
 from autotune.recipe.guard import CHECKED, LEAST_STEPS, STEPS, Numerics, NumericsRecord, judge_numerics
+from autotune.search.checking import LEAST_SHARE, SHARE, needed_s, precision_kept, uncheckable
 from autotune.search.cost import Costs
+from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
-from autotune.search.guard import SHARE, early_check, guard_notes, next_check, reserve_s
+from autotune.search.guard import early_check, guard_notes, next_check, reserve_s
 from autotune.search.knowledge import Knowledge, PlanContext
 from autotune.search.plan import CheckNumerics, Finish, Run, acceptable, next_move
 from autotune.settings import Settings
@@ -54,6 +57,13 @@ def ahead(*settings: Settings) -> History:
     return history
 
 
+def asked_for(ctx: PlanContext, history: History) -> NumericsSpec | None:
+    """The comparison of those who would be candidates if every precision trained the same."""
+    before = Knowledge(replace(ctx, search_over=""), history)
+    know = Knowledge(ctx, history)
+    return next_check(know, Costs(know), candidates(before, Costs(before)))
+
+
 def test_another_precision_is_checked_before_more_is_built_on_it() -> None:
     """In the search, against the same settings with the user's own arithmetic; then it goes on."""
     move = next_move(searching(), ahead(BF16.replace(num_workers=2)))
@@ -81,8 +91,7 @@ def test_what_only_adds_up_in_another_order_is_not_compared() -> None:
 def test_a_candidate_that_trains_worse_leaves_its_place_to_the_next() -> None:
     """It is no incumbent, meets nobody, and is not tried again with other workers."""
     ctx, history = finals(numerics=(judged(BF16, 0.12),)), ahead(TF32, BF16)
-    know = Knowledge(ctx, history)
-    assert know.incumbent == TF32
+    assert Knowledge(replace(ctx, search_over=""), history).incumbent == TF32
     move = next_move(ctx, history)
     assert isinstance(move, CheckNumerics)
     assert move.spec.settings == TF32
@@ -111,15 +120,21 @@ def test_what_is_known_of_a_precision_holds_whatever_else_changes() -> None:
 
 
 def test_it_takes_a_small_part_of_the_budget_or_is_left_out() -> None:
-    """With fewer steps where that is all there is time for; then a note says that it was not made."""
+    """With fewer steps, and a larger part, where that is all there is time for; else a note says so."""
     history = ahead(TF32)
     know = Knowledge(finals(), history)
     enough_s = (STEPS + 1.5) * (know.latest(YOURS).step_s + know.latest(TF32).step_s) / SHARE
-    for budget_s, steps in ((enough_s, STEPS), (0.6 * enough_s, LEAST_STEPS), (0.3 * enough_s, None)):
+    for budget_s, steps in (
+        (enough_s, STEPS),
+        (0.9 * enough_s, LEAST_STEPS),
+        (0.3 * enough_s, LEAST_STEPS),
+        (0.2 * enough_s, None),
+    ):
         know = Knowledge(finals(budget_s=budget_s), history)
-        spec = next_check(know, Costs(know))
+        spec = asked_for(know.ctx, history)
         assert (spec and spec.steps) == steps
-        assert (reserve_s(know) > 0) == (steps is not None)
+        during = Knowledge(searching(budget_s=budget_s), history)
+        assert (reserve_s(during) > 0) == (steps is not None)
     assert guard_notes(know, TF32) == ("numerics: tf32: not checked: no time was left",)
     assert early_check(Knowledge(searching(), ahead(BF16)), 0.1) is None
 
@@ -127,18 +142,66 @@ def test_it_takes_a_small_part_of_the_budget_or_is_left_out() -> None:
 def test_the_fewest_pairs_come_before_it() -> None:
     """Where the time that is left holds no more than those, it is left out."""
     history = ahead(TF32)
-    know = Knowledge(finals(remaining_s=60.0), history)
+    know = Knowledge(finals(remaining_s=60.0, numerics=(judged(TF32),)), history)
     pairs_s = 4 * Costs(know).round_s() + Costs(know).edge_s
     for remaining_s, made in ((pairs_s + 15.0, True), (pairs_s + 1.0, False)):
-        know = Knowledge(finals(remaining_s=remaining_s), history)
-        assert (next_check(know, Costs(know)) is not None) == made
+        assert (asked_for(finals(remaining_s=remaining_s), history) is not None) == made
+
+
+def test_a_precision_that_nobody_compared_is_not_offered() -> None:
+    """Neither met in the finals nor chosen; what keeps *yours* may be, and sentence and note say why."""
+    ctx, history = finals(budget_s=20.0), ahead(YOURS.replace(num_workers=2), BF16)
+    move = next_move(ctx, history)
+    assert isinstance(move, Run)
+    assert move.spec.stage == "final"
+    assert all(
+        s.compute.precision == "float32"
+        for s in candidates(Knowledge(ctx, history), Costs(Knowledge(ctx, history)))
+    )
+    know = Knowledge(ctx, ahead(BF16))
+    assert isinstance(next_move(ctx, ahead(BF16)), Finish)
+    verdict = verdict_of(know, Costs(know))
+    assert (verdict.kind, verdict.winner) == ("unsure", YOURS)
+    assert (
+        verdict.sentence == "yours stays: no time was left to compare the steps of what was faster with yours"
+    )
+    assert guard_notes(know, YOURS) == ("numerics: bfloat16: not checked: no time was left; left out",)
+
+
+def test_a_precision_that_could_not_be_compared_is_not_tried() -> None:
+    """The report names the budget that would do; what the user fixed is not up to a comparison."""
+    history = History().opened(SPACE)
+    know = Knowledge(searching(), history)
+    least_s = needed_s(know, BF16, LEAST_STEPS, runs=2) / LEAST_SHARE
+    assert uncheckable(Knowledge(searching(budget_s=1.01 * least_s), history), BF16) == ""
+    short = Knowledge(searching(budget_s=0.9 * least_s), history)
+    assert "bfloat16 with yours takes" in uncheckable(short, BF16.replace(num_workers=2))
+    assert not acceptable(short.ctx, history, BF16)
+    (kept,) = precision_kept(short)
+    assert (kept.knob, kept.value) == ("precision", "float32")
+    assert "more than 15 % of the budget (a budget of" in kept.why
+    assert precision_kept(know) == ()
+    fixed = space_of(fixed={"precision": "bfloat16"}, **GPU)
+    know = Knowledge(context(fixed, numerics=(), budget_s=0.1 * least_s), History().opened(fixed))
+    assert uncheckable(know, fixed.start) == ""
+    assert not know.unchecked(fixed.start)
+
+
+def test_what_is_known_of_a_precision_holds_for_it_compiled() -> None:
+    """Compiling is checked apart, and offered with a note where there was no time for that."""
+    know = Knowledge(finals(numerics=(judged(BF16),)), ahead(BF16))
+    assert not know.unchecked(BF16.replace(compile="default"))
+    assert know.unchecked(TF32.replace(compile="default"))
+    assert not know.unchecked(YOURS.replace(compile="default"))
 
 
 def test_a_candidate_in_its_finals_is_not_checked_any_more() -> None:
     """What it won would have to be judged again."""
-    history = ahead(TF32).ran(YOURS, 100, "final", pair=0).ran(TF32, 150, "final", pair=0)
-    move = next_move(finals(), history)
-    assert isinstance(move, Run)
+    compiled = YOURS.replace(compile="default")
+    history = ahead(compiled)
+    assert isinstance(next_move(finals(), history), CheckNumerics)
+    history.ran(YOURS, 100, "final", pair=0).ran(compiled, 150, "final", pair=0)
+    assert isinstance(next_move(finals(), history), Run)
 
 
 def fast_on_tensor_cores(settings: Settings, mode: Mode) -> float:

@@ -104,9 +104,12 @@ def test_exact_leaves_rounding_alone():
 
 
 def test_recipe_searches_the_batch_size():
-    """Up to eight times the user's batch, as far as fifty steps an epoch remain."""
+    """Up to eight times the user's batch, or what they name, as far as fifty steps an epoch remain."""
     assert on_cpu(allow="recipe").values("batch_size") == (32, 64, 128, 256)
+    assert on_cpu(allow="recipe", max_batch_size=600).values("batch_size") == (32, 64, 128, 256, 512)
+    assert on_cpu(allow="recipe", max_batch_size=64).values("batch_size") == (32, 64, 128, 256)
     few = plain_workload(dataset_samples=4000)
+    assert on_cpu(workload=few, allow="recipe", max_batch_size=600).values("batch_size") == (32, 64)
     assert on_cpu(workload=few, allow="recipe").values("batch_size") == (32, 64)
     tiny = plain_workload(dataset_samples=100)
     assert why(on_cpu(workload=tiny, allow="recipe"), "batch_size").startswith(
