@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +16,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from autotune.measure import gradients
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.seam import GradientSpec
 from autotune.measure.tap import GradientTap
-from autotune.recipe.noise_scale import GradientStats, noise_scale
+from autotune.recipe.noise_scale import LEAST_STEPS, GradientStats, noise_scale
 from autotune.trial import Failure
 from autotune.workload import Workload
 
@@ -140,6 +144,19 @@ def test_training_goes_on_between_steps_and_is_taken_back() -> None:
     assert isinstance(last, GradientStats)
     assert last.steps[0] == apart.steps[-1]
     assert all(torch.equal(t, copy) for t, copy in zip(runner._ready()._tensors(), before))
+
+
+def test_what_was_seen_counts_when_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there are enough steps for an interval; that the loss was not seen to be a mean is told."""
+    now, calls = time.perf_counter, itertools.count()
+
+    def suddenly_late() -> float:
+        return now() + (1000.0 if next(calls) > 60 else 0.0)
+
+    monkeypatch.setattr(gradients, "time", types.SimpleNamespace(perf_counter=suddenly_late))
+    found = seen(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16), steps=32, window_s=5000.0)
+    assert LEAST_STEPS <= len(found.steps) < 32
+    assert "whether the loss is a mean over the batch was not seen" in found.notes
 
 
 def test_an_optimizer_that_stood_still_has_its_own_step_again() -> None:
