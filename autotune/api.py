@@ -80,7 +80,7 @@ def find_best(
         objective: what is best across batch sizes, where `allow` lets them change. `goodput`: what is learned
             in a second, with nearly as much from each sample. `time`: the same, if you add the epochs that
             make up for what each teaches less. `throughput`: samples a second, whatever they teach.
-        max_batch_size: the largest batch that may be tried; eight times yours, or this where it is more.
+        max_batch_size: the largest batch that may be tried; without, eight times yours.
         warm: with allow="recipe", training steps before gradients are looked at, from which larger batches
             are judged; without, as many as there is time for, some 200 at most. 0 where the weights that you
             hand over are trained already.

@@ -219,6 +219,7 @@ class _Probe:
             return None
         if self._parts.settings.batch_size is None:
             return None
+        timing.in_time(self._deadline)  # before workers are started for it
         draws = _Draws(self._session.open_feed(self._parts, LoaderSettings(batch_size=size)), size)
         whole = together = 0.0
         for _ in range(_HALVED_BATCHES):
