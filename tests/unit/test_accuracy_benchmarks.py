@@ -13,6 +13,7 @@ from benchmark_scripts import BENCHMARKS, load
 from profile_samples import sample_profile
 
 from autotune.outcome import Recipe
+from autotune.recipe.noise_scale import GradientStats, GradientStep
 from autotune.settings import LoaderSettings, Settings
 
 load("raw_file")
@@ -21,6 +22,8 @@ runs = load("accuracy_runs")
 tta = load("time_to_accuracy")
 load("samples_to_target")
 eff = load("efficiency")
+rates = load("learning_rates")
+places = load("noise_places")
 
 
 def mark(epoch: int, samples: int, accuracy: float):
@@ -56,6 +59,28 @@ def test_a_mark_can_stand_for_the_mean_of_several():
     assert tta.seconds_to(means, 98.5) == math.inf
     assert tta.seconds_to(means, 97.5) == pytest.approx(25.0)
     assert runs.averaged(MARKS, 1) == MARKS
+
+
+def test_a_rate_is_told_by_its_last_looks_and_the_samples_to_the_target():
+    """The mean over seeds with its ends; a seed that never came there is named, and may decide the median."""
+    text = rates.line(0.01, [MARKS, [*MARKS, mark(3, 450, 99.0)]], 98.5)
+    assert text == "0.01      98.50 (98.00 to 99.00)   150 samples to 98.5 % (150 150)"
+    assert "never samples to 99.5 % (never never)" in rates.line(0.01, [MARKS, MARKS], 99.5)
+
+
+def look(noise: float) -> GradientStats:
+    """Sixteen steps without chance, of 4 micro-batches with 16 samples."""
+    step = GradientStep(mean_of_squares=1 + noise / 16, square_of_mean=1 + noise / 64)
+    return GradientStats(micro_samples=16, micro_batches=4, steps=(step,) * 16)
+
+
+def test_looks_at_a_training_are_held_beside_all_of_them_together():
+    """Two that are sure of themselves and differ: the truth is between, and neither interval holds it."""
+    assert places.truth_of([look(50.0), look(150.0)]) == pytest.approx(100.0)
+    text = places.line("net", "at one point", [look(50.0), look(150.0)])
+    assert "all   100  one   100 (50 to 150)" in text
+    assert text.endswith("inside 0 of 2, bound under 1")
+    assert places.line("net", "over a stretch", [look(80.0)] * 3).endswith("inside 3 of 3, bound under 3")
 
 
 def recipe(batch_size: int) -> Recipe:
