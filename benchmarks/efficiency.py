@@ -2,11 +2,12 @@
 
     python benchmarks/efficiency.py --minutes 60 --out efficiency.json.gz
 
-For each task and seed the noise scale is taken by the product's own probe, after some steps of training.
-Then the task is trained with k = 1, 2, 4, 8 and 16 times the batch from the same weights until its loss on
-held-out data is down at the target, with all that the recipe says: once whole, once without its warmup, so
-that the learning rates are seen alone, and for Adam once with a warmup from a hundredth of the rate instead
-of the user's own. The runs are short, and a warmup takes up to a tenth of what the recipe is told is the run.
+For each task and seed the noise scale is taken by the product's own probe, over a stretch of training as the
+product does. Then the task is trained with k = 1, 2, 4, 8 and 16 times the batch from the same weights until
+its loss on held-out data is down at the target, with all that the recipe says: once whole, once without its
+warmup, so that the learning rates are seen alone, for Adam once with a warmup from a hundredth of the rate
+instead of the user's own, and once with every number left alone. The runs are short, and a warmup takes up to
+a tenth of what the recipe is told is the run.
 
     predicted = (phi + M0) / (phi + M)        measured = samples to the target with M0 / samples with M
 
@@ -23,20 +24,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_runs import example
+from efficiency_tasks import TASKS, Task, losses_of, task_of
 from raw_file import RawFile, Work, fill, identity
-from real_workloads import CharLM, data_root
 from samples_to_target import Mark, Seen, samples_to, table
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
-from torchvision import datasets
 
 from autotune import Workload
 from autotune.codec import decode, encode
@@ -48,13 +46,14 @@ from autotune.measure.seam import GradientSpec
 from autotune.outcome import NoiseScale, Recipe
 from autotune.recipe.noise_scale import GradientStats, noise_scale
 from autotune.recipe.scaling import scale_recipe
+from autotune.search.batch_moves import MICRO_BATCHES, STEPS, UNSEEN
 from autotune.settings import LoaderSettings, Settings
 
-GROWTHS = (1, 2, 4, 8, 16)
 MODES = {
     "whole": "the whole recipe",
     "rates": "the recipe without its warmup",
     "hundredth": "the recipe with its warmup from a hundredth",
+    "alone": "the batch alone, every number left as it was",
 }
 OWN = "rates/1"
 """The user's own batch, which has neither."""
@@ -65,92 +64,8 @@ DRAWS = 5
 """Of batches for a noise scale, where the probe refuses."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is trained, until when, and the user's own batch."""
-
-    model: Callable[[], nn.Module]
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    optimizer: Callable[[Any], torch.optim.Optimizer]
-    batch_size: int
-    train: TensorDataset
-    held_out: TensorDataset
-    target: float
-    """Loss on the held-out data."""
-    earlier: tuple[float, ...]
-    """Losses on the way there that samples are counted to as well."""
-    every: int
-    """Samples between two looks at them."""
-    device: str = "cpu"
-
-
-def mnist(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Task:
-    """The ConvNet of the example, on digits that are in memory."""
-    parts = []
-    for train, count in ((True, 60_000), (False, 2_000)):
-        digits = datasets.MNIST(data_root(), train=train)
-        pictures = (digits.data[:count, None].float() / 255 - 0.1307) / 0.3081
-        parts.append(TensorDataset(pictures, digits.targets[:count]))
-    return Task(
-        model=example("mnist").ConvNet,
-        loss=cross_entropy,
-        optimizer=optimizer,
-        batch_size=32,
-        train=parts[0],
-        held_out=parts[1],
-        target=0.1,
-        earlier=(0.2, 0.15, 0.12),
-        every=1024,
-    )
-
-
-def next_characters(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of every next character."""
-    return cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def char_lm(length: int = 32) -> Task:
-    """A small transformer on characters; the last tenth of the text is held out."""
-    text = (data_root() / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    number = {letter: i for i, letter in enumerate(sorted(set(text)))}
-    tokens = torch.tensor([number[letter] for letter in text])
-    windows = tokens.unfold(0, length + 1, length // 4)
-    kept = len(windows) * 9 // 10
-    held_out = windows[kept + 4 :: 4][:500]  # windows overlap, those of the two parts do not
-    return Task(
-        model=partial(CharLM, len(number), length, 64, 2),
-        loss=next_characters,
-        optimizer=partial(torch.optim.AdamW, lr=2e-3),
-        batch_size=16,
-        train=TensorDataset(windows[:kept, :-1].contiguous(), windows[:kept, 1:].contiguous()),
-        held_out=TensorDataset(held_out[:, :-1].contiguous(), held_out[:, 1:].contiguous()),
-        target=2.1,
-        earlier=(2.4, 2.3, 2.2),
-        every=1024,
-    )
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "mnist-sgd": lambda: mnist(partial(torch.optim.SGD, lr=0.02, momentum=0.9)),
-    "mnist-adamw": lambda: mnist(partial(torch.optim.AdamW, lr=1e-3)),
-    "char-lm-adamw": char_lm,
-}
-
-
-@lru_cache(maxsize=1)
-def task_of(name: str, device: str, target: float | None) -> Task:
-    """A task with all of its data on the device, to its own target or another."""
-    task = TASKS[name]()
-    train, held_out = (
-        TensorDataset(*(tensor.to(device) for tensor in data.tensors)) for data in (task.train, task.held_out)
-    )
-    return replace(
-        task, train=train, held_out=held_out, target=task.target if target is None else target, device=device
-    )
-
-
-def probe(task: Task, seed: int, warm_steps: int) -> Any:
-    """The workload's facts and its noise scale after so many steps, as JSON.
+def probe(task: Task, seed: int, trained_steps: int) -> Any:
+    """The workload's facts and its noise scale over the later half of so many steps, as JSON.
 
     Where the probe refuses, other batches are drawn; what it refused is kept.
 
@@ -172,7 +87,10 @@ def probe(task: Task, seed: int, warm_steps: int) -> Any:
     for draw in range(DRAWS):
         spec = GradientSpec(
             settings=described.yours,
-            warm_steps=warm_steps,
+            steps=STEPS,
+            micro_batches=MICRO_BATCHES,
+            warm_steps=round(UNSEEN * trained_steps),
+            apart=round((1 - UNSEEN) * trained_steps / (STEPS - 1)),
             seed=seed + 1000 * draw,
             window_s=120.0,
             timeout_s=600.0,
@@ -227,6 +145,8 @@ def recipe_of(facts: WorkloadFacts, noise: NoiseScale, growth: int, mode: str) -
     """What the product says for a batch so many times as large."""
     own = facts.batch_samples
     recipe = scale_recipe(facts, growth * own, own, epochs=EPOCHS, noise=noise)
+    if mode == "alone":
+        return replace(scale_recipe(facts, own, own), batch_size=growth * own)
     if mode == "rates":
         return replace(recipe, warmup_samples=0)
     return recipe if mode == "whole" else replace(recipe, warmup_start=0.01)
@@ -256,9 +176,9 @@ def key_of(name: str, target: float, seed: int, kind: str) -> str:
     return f"{name}/to {target:g}/{seed}/{kind}"
 
 
-def noise_of(name: str, seed: int, warm_steps: int, device: str) -> Any:
+def noise_of(name: str, target: float, seed: int, trained_steps: int, device: str) -> Any:
     """What `probe` says of a named task."""
-    return probe(task_of(name, device, None), seed, warm_steps)
+    return probe(task_of(name, device, target), seed, trained_steps)
 
 
 def run_of(name: str, target: float, seed: int, kind: str, probed: Any, device: str) -> Any:
@@ -274,16 +194,22 @@ def measure(raw: RawFile, work: Work, deadline: Deadline, jobs: int) -> bool:
     return fill(raw, timed, jobs=jobs, fits=deadline.fits)
 
 
-def noises(names: Sequence[str], seeds: int, warm_steps: int, device: str) -> Work:
+def noises(targets: Mapping[str, float], seeds: int, trained_steps: int, device: str) -> Work:
     """The noise scale of every task and seed."""
     return {
-        f"{name}/{seed}/noise": partial(noise_of, name, seed, warm_steps, device)
+        f"{name}/{seed}/noise": partial(noise_of, name, target, seed, trained_steps, device)
         for seed in range(seeds)
-        for name in names
+        for name, target in targets.items()
     }
 
 
-def runs(raw: RawFile, targets: Mapping[str, float], seeds: int, device: str) -> Work:
+def runs(
+    raw: RawFile,
+    targets: Mapping[str, float],
+    seeds: int,
+    device: str,
+    kinds: Callable[[str], Sequence[str]],
+) -> Work:
     """Every run of every task and seed whose noise scale is known."""
     return {
         key_of(name, target, seed, kind): partial(
@@ -292,17 +218,25 @@ def runs(raw: RawFile, targets: Mapping[str, float], seeds: int, device: str) ->
         for seed in range(seeds)
         for name, target in targets.items()
         if f"{name}/{seed}/noise" in raw.values
-        for kind in kinds_of(name)
+        for kind in kinds(name)
     }
 
 
-def kinds_of(name: str) -> list[str]:
+def kinds_of(name: str, *, modes: Sequence[str], growths: Sequence[int]) -> list[str]:
     """The runs of a task and seed: MODE/GROWTH."""
-    modes = [mode for mode in MODES if mode != "hundredth" or "adam" in name]
-    return [OWN, *(f"{mode}/{growth}" for growth in GROWTHS[1:] for mode in modes)]
+    known = [mode for mode in modes if mode != "hundredth" or "adam" in name]
+    return [OWN, *(f"{mode}/{growth}" for growth in growths for mode in known)]
 
 
-def seen_in(raw: RawFile, name: str, ended: float, target: float, mode: str, seeds: int) -> list[Seen]:
+def seen_in(
+    raw: RawFile,
+    name: str,
+    ended: float,
+    target: float,
+    mode: str,
+    seeds: Sequence[int],
+    growths: Sequence[int],
+) -> list[Seen]:
     """All that the raw data hold of a task under one mode, its runs having gone on until `ended`."""
 
     def samples(seed: int, kind: str) -> float | None:
@@ -310,9 +244,9 @@ def seen_in(raw: RawFile, name: str, ended: float, target: float, mode: str, see
         return None if held is None else samples_to([decode(Mark, mark) for mark in held], target)
 
     found = []
-    for seed in range(seeds):
+    for seed in seeds:
         own = samples(seed, OWN)
-        for growth in GROWTHS[1:]:
+        for growth in growths:
             this = samples(seed, f"{mode}/{growth}")
             if own is None or this is None or math.isinf(own):
                 continue
@@ -331,33 +265,42 @@ def seen_in(raw: RawFile, name: str, ended: float, target: float, mode: str, see
     return found
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", nargs="*", choices=list(TASKS), help="all of them without")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0, help="of all of it, at most")
-    parser.add_argument("--warm-steps", type=int, default=100, help="before the noise scale is taken")
-    parser.add_argument("--target", type=float, help="held-out loss, in place of the tasks' own")
+    parser.add_argument("--trained-steps", type=int, default=200, help="of a look at the noise scale")
+    parser.add_argument("--target", type=float, help="held-out loss that ends a run; the tasks' own without")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--growths", nargs="+", type=int, default=[2, 4, 8, 16], metavar="K")
     parser.add_argument("--out", type=Path, default=Path("efficiency.json.gz"), metavar="FILE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, with one thread each")
     args = parser.parse_args()
     args.tasks = args.tasks or list(TASKS)
-    targets = {name: TASKS[name]().target if args.target is None else args.target for name in args.tasks}
-    raw = RawFile(args.out, identity("efficiency", warm_steps=args.warm_steps, device=args.device))
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    targets = {name: losses_of(name)[-1] if args.target is None else args.target for name in args.tasks}
+    raw = RawFile(args.out, identity("efficiency", trained_steps=args.trained_steps, device=args.device))
     deadline = Deadline(args.minutes)
-    whole = measure(raw, noises(args.tasks, args.seeds, args.warm_steps, args.device), deadline, args.jobs)
-    if not (measure(raw, runs(raw, targets, args.seeds, args.device), deadline, args.jobs) and whole):
+    looks = noises(targets, args.seeds, args.trained_steps, args.device)
+    whole = measure(raw, looks, deadline, args.jobs)
+    kinds = partial(kinds_of, modes=args.modes, growths=args.growths)
+    trained = runs(raw, targets, args.seeds, args.device, kinds)
+    if not (measure(raw, trained, deadline, args.jobs) and whole):
         print(f"{args.minutes:g} minutes were not enough for all runs", file=sys.stderr)
     for name, ended in targets.items():
-        earlier = [target for target in TASKS[name]().earlier if target > ended]
-        for mode, words in MODES.items():
-            for target in (*earlier, ended):
-                found = seen_in(raw, name, ended, target, mode, args.seeds)
+        for mode in args.modes:
+            for target in (*(loss for loss in losses_of(name) if loss > ended), ended):
+                found = seen_in(raw, name, ended, target, mode, range(args.seeds), args.growths)
                 if found:
-                    print(table(f"{name}, to a loss of {target:g}, {words}", found), end="\n\n")
+                    print(table(f"{name}, to a loss of {target:g}, {MODES[mode]}", found), end="\n\n")
 
 
 if __name__ == "__main__":
