@@ -17,8 +17,8 @@ from autotune.recipe.large_batch import offer_large_batch
 
 SGD_WARMUP_STEPS = 500
 """The MLPerf reference runs of ResNet-50 warm up for 600 to 1600 steps, at k of 6 to 256."""
-SGD_WARMUP_GROWTH = 2.0
-"""A batch less than this many times as large needs no warmup."""
+UNWARMED_FACTOR = 2.0
+"""A learning rate that grows no further needs no warmup (ADR 0014)."""
 WARMUP_EPOCHS = 5
 """Goyal et al. warm up over five epochs."""
 ADAM_BETA2 = 0.999
@@ -214,7 +214,7 @@ def _warmup(
     workload: WorkloadFacts, step: _Step, beta2s: tuple[float | None, ...], epochs: int | None
 ) -> _Warmup:
     sgd = workload.optimizer_family == "sgd"
-    if step.factor <= 1 or step.k < (SGD_WARMUP_GROWTH if sgd else 1):
+    if step.factor <= UNWARMED_FACTOR:
         return _Warmup()
     slowest = max((beta2 for beta2 in beta2s if beta2 is not None), default=ADAM_BETA2)
     steps = SGD_WARMUP_STEPS if sgd else math.ceil(2 / max(1 - slowest, 1e-6))

@@ -290,14 +290,13 @@ def test_a_larger_batch_takes_its_recipe_along(tmp_path: Path) -> None:
     assert best.settings.loader.batch_size == 32
     assert recipe is not None
     assert (recipe.reference_learning_rates, recipe.learning_rates) == ((0.05,), (0.1,))
-    assert recipe.warmup_samples == 4096 * 2 // 10  # a tenth of the run at most
+    assert recipe.warmup_samples == 0  # the rate at most doubles
     text = best.save(tmp_path / "autotune.yaml").read_text()
     assert "learning_rates" in text
     again = autotune.load(tmp_path / "autotune.yaml")
     assert again.profile.recipe == recipe
     kit = again.kit(w.Net(), w.sgd)
-    assert kit.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
-    assert kit.scheduler is not None
+    assert kit.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
 def test_resume_finds_the_study_of_this_name(tmp_path: Path) -> None:

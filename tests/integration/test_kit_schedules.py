@@ -390,7 +390,7 @@ def test_weight_decay_beta2_and_batch_norm_are_the_recipes() -> None:
     for _ in range(2):
         kit = make_kit(settings(16), given, model, optimizer)
     group = optimizer.param_groups[0]
-    assert group["initial_lr"] == pytest.approx(2e-3)
+    assert group["lr"] == pytest.approx(2e-3)
     assert group["weight_decay"] == pytest.approx(0.2)
     assert group["betas"] == pytest.approx((0.9, 0.99**4))
     assert batch_norm_momenta([model]) == pytest.approx((1 - 0.9**4,))

@@ -65,7 +65,6 @@ def lines(outcome: Outcome) -> dict[str, tuple[str, str, str]]:
     ("name", "yours", "best", "source"),
     [
         ("learning rate", "0.001", "0.00141", "Malladi"),
-        ("warmup", "-", "50,000", "Ma and Yarats"),
         ("decay", "-", "cosine", "over 500,000 samples; cosine to 0 (Loshchilov"),
         ("weight decay", "0.1", "0.141", "Wang and Aitchison"),
         ("beta2", "0.999", "0.998", "Marek"),
@@ -78,6 +77,14 @@ def test_each_part_has_a_line_with_its_rule_and_source(name: str, yours: str, be
     row = lines(larger())[name]
     assert row[:2] == (yours, best)
     assert source in row[2]
+
+
+def test_a_warmup_has_a_line_where_the_rate_more_than_doubles() -> None:
+    """Five times the batch, by the square root 2.24 times the rate."""
+    row = lines(larger(recipe=recipe(320)))["warmup"]
+    assert row[:2] == ("-", "50,000")
+    assert "Ma and Yarats" in row[2]
+    assert "warmup" not in lines(larger())
 
 
 def test_gathered_gradients_have_a_line_and_nothing_else_moves() -> None:

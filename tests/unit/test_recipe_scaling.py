@@ -207,12 +207,12 @@ def test_shapes_of_decay_at_a_point(decay, at, expected):
 
 def test_a_schedule_goes_to_lambdalr_and_can_be_pickled():
     """By steps it is what it is by samples, warmup and decay joined by the lesser."""
-    recipe = scale_recipe(plain_workload(), 64, 32, epochs=4, decay="polynomial")
+    recipe = scale_recipe(plain_workload(), 128, 32, epochs=4, decay="polynomial")
     schedule = pickle.loads(pickle.dumps(SampleSchedule(recipe=recipe)))
-    assert schedule(0) == pytest.approx(0.5)
-    for step in (0, 100, 1000, 3125):
-        assert schedule(step) == schedule_factor(64 * step, recipe)
-    assert schedule(3125) == 0.0
+    assert schedule(0) == pytest.approx(0.25)
+    for step in (0, 100, 1000, 1563):
+        assert schedule(step) == schedule_factor(128 * step, recipe)
+    assert schedule(1563) == 0.0
 
 
 def bare(**changes: object) -> Recipe:
@@ -260,7 +260,26 @@ def test_warmup_is_the_least_of_its_bounds(samples, epochs, expected):
 def test_adam_warms_up_for_longer():
     """Adam's second moment needs 2 / (1 - beta2) steps."""
     workload = plain_workload(optimizer_family="adam", dataset_samples=None)
-    assert scale_recipe(workload, 64, 32).warmup_samples == 2000 * 64
+    assert scale_recipe(workload, 256, 32).warmup_samples == 2000 * 256
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size", "samples", "warmed"),
+    [
+        ("sgd", 64, None, False),  # twice the rate, by the linear rule
+        ("sgd", 128, None, True),
+        ("sgd", 128, 30.0, False),  # four times the batch, 1.53 times the rate
+        ("adam", 128, None, False),  # twice, by the square root
+        ("adam", 160, None, True),
+    ],
+)
+def test_a_rate_that_at_most_doubles_needs_no_warmup(family, batch_size, samples, warmed):
+    """It is the learning rate that a warmup is for, not the batch (ADR 0014)."""
+    workload = plain_workload(optimizer_family=family)
+    scale = None if samples is None else noise(samples)
+    recipe = scale_recipe(workload, batch_size, 32, noise=scale)
+    assert (recipe.warmup_samples > 0) == warmed
+    assert (recipe.learning_rates[0] > 2 * recipe.reference_learning_rates[0]) == warmed
 
 
 def test_a_smaller_batch_needs_no_warmup():
