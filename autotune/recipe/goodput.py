@@ -6,8 +6,9 @@
 bound is taken. The law behind it, samples needed = least * (1 + M / phi), is McCandlish et al.'s (2018,
 arXiv:1812.06162). The batch with the most samples a second is shown beside the one recommended.
 
-One figure at one point of training is thin ground, so caps bound what is recommended; each that mattered is
-named.
+One figure of one stretch of training is thin ground, so caps bound what is recommended; each that mattered is
+named. The cap on what a sample teaches goes by the estimate of phi: it asks what is likely, not what can be
+counted on (ADR 0015).
 """
 
 from __future__ import annotations
@@ -129,8 +130,7 @@ def batch_caps(
         max_batch_size=max_batch_size,
         epochs=epochs,
     )
-    teaches = None if noise is None else efficiency(batch_size, limits.reference, noise.lower_bound)
-    return _caps(batch_size, teaches, limits)
+    return _caps(batch_size, limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ def _row(rate: BatchRate, limits: _Limits) -> BatchRow:
         epochs_to_match=epochs,
         samples_to_match=None if epochs is None or samples is None else math.ceil(epochs * samples),
         steps=_steps(size, limits),
-        caps=_caps(size, teaches, limits),
+        caps=_caps(size, limits),
     )
 
 
@@ -186,10 +186,10 @@ def _steps(batch_size: int, limits: _Limits) -> int | None:
     return (limits.epochs or USUAL_EPOCHS) * math.ceil(samples / batch_size)
 
 
-def _caps(size: int, teaches: float | None, limits: _Limits) -> tuple[str, ...]:
+def _caps(size: int, limits: _Limits) -> tuple[str, ...]:
     if size == limits.reference:
         return ()
-    return (*_asked_caps(size, limits), *_learning_caps(size, teaches, limits))
+    return (*_asked_caps(size, limits), *_learning_caps(size, limits))
 
 
 def _asked_caps(size: int, limits: _Limits) -> tuple[str, ...]:
@@ -204,19 +204,28 @@ def _asked_caps(size: int, limits: _Limits) -> tuple[str, ...]:
     return tuple(caps)
 
 
-def _learning_caps(size: int, teaches: float | None, limits: _Limits) -> tuple[str, ...]:
+def _learning_caps(size: int, limits: _Limits) -> tuple[str, ...]:
     """What keeps the learning safe; nobody who asks for throughput alone asked for that."""
     if limits.objective == "throughput":
         return ()
     caps = [*_rule_caps(limits.workload), *_growth_caps(size, limits), *_length_caps(size, limits)]
     if not caps:
         caps += _recipe_caps(size, limits)
-    if limits.objective == "goodput" and teaches is not None and teaches < LEAST_EFFICIENCY:
+    likely = _likely(size, limits)
+    if limits.objective == "goodput" and likely < LEAST_EFFICIENCY:
         caps.append(
-            f"in batches of {size} a sample teaches {teaches:.2f} of what it does at {limits.reference}, "
-            f"under {LEAST_EFFICIENCY:g}"
+            f"in batches of {size} a sample teaches about {likely:.2g} of what it does at "
+            f"{limits.reference}, under {LEAST_EFFICIENCY:g}"
         )
     return tuple(caps)
+
+
+def _likely(size: int, limits: _Limits) -> float:
+    """What a sample teaches by the estimate of phi, or its bound where that is all there is; 1 without."""
+    noise = limits.noise
+    if noise is None:
+        return 1.0
+    return efficiency(size, limits.reference, noise.lower_bound if noise.value is None else noise.value)
 
 
 def _rule_caps(workload: WorkloadFacts) -> list[str]:

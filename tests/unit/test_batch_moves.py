@@ -185,7 +185,7 @@ def test_without_a_rule_for_the_learning_rate_the_batch_stays(facts: dict, why: 
 @pytest.mark.parametrize(
     ("samples", "options", "why"),
     [
-        (5.0, {}, "in batches of 128 a sample teaches 0.5"),
+        (5.0, {}, "in batches of 128 a sample teaches about 0.5"),
         (1e6, {"epochs": 1}, "128 leaves 391 steps in 1 epoch, fewer than 500"),
         (1e6, {"max_batch_size": 100}, "128 is over max_batch_size=100"),
         (1e6, {"budget_s": 30.0}, "to train a while in batches of 128 beside yours takes"),
