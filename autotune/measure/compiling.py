@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,10 @@ def check_travels(model: Any) -> None:
             fix="hand it over before you compile it, and compiling is one of the settings that are tried;"
             " or pass a function that makes and compiles it, and it is left as it is",
         )
+
+
+_compiled_for: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models of which this process holds compiled code of ours, whatever they run now."""
 
 
 class NothingCompiledError(Exception):
@@ -89,6 +94,7 @@ def set_compiled(
     for model, _ in before:
         if mode is not None:
             model._compiled_call_impl = _TrainingSteps(model, mode, wanted)
+            _compiled_for.add(model)
         else:
             model._compiled_call_impl = None
     return before
@@ -107,8 +113,9 @@ def forget(models: Iterable[nn.Module]) -> None:
     Without that the ninth variant of a model would silently run uncompiled (torch 2.9 to 2.15), and CUDA
     graphs would keep their memory. What torch keeps on disk stays, so that the next time is quicker.
     """
-    ours = [model for model in models if _is_ours(model)]
+    ours = [model for model in models if model in _compiled_for]
     set_compiled(ours, None, lambda: True)
+    _compiled_for.difference_update(ours)
     if ours:
         # After an error that stays with the device nothing can be given back, and the process goes.
         with contextlib.suppress(RuntimeError):

@@ -173,6 +173,20 @@ def test_what_was_compiled_is_forgotten(calls: list[str], monkeypatch: pytest.Mo
     assert (resets, calls) == ([True], [])
 
 
+def test_what_was_compiled_is_forgotten_where_other_settings_came_after_it(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a comparison, whose last run is yours: the graphs of the run before would keep their memory."""
+    resets: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    model = w.Net()
+    kit_of(model, compile="default")
+    kit_of(model)
+    for _ in range(2):
+        compiling.forget([model])
+    assert resets == [True]
+
+
 def test_the_users_own_compiled_model_is_recognised(calls: list[str]) -> None:
     """In place, wrapped, or a part of it; one that a kit compiled is not the user's."""
     plain, ours, in_place, inside = (w.Net() for _ in range(4))
