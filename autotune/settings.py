@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+HALF_WIDTH: tuple[Precision, ...] = ("bfloat16", "float16")
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 KnobValue = int | bool | str | None
 

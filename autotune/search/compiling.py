@@ -23,7 +23,7 @@ AGAIN = 0.2
 """Part of the first time that a later one is expected to take, before it was seen."""
 AUTOTUNED = 4.0
 """Times what another mode takes: `max-autotune` runs many kernels to find the fastest."""
-SHARE = 0.25
+SHARE = 1 / 3
 """Compiling for one trial may take this part of the time that is left."""
 WHOLE_SHARE = 0.6
 """With `_LATER` further times, a second look and the fewest finals, it may take this part."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autotune.settings import GROUPS, KnobValue, Settings
+from autotune.settings import GROUPS, HALF_WIDTH, KnobValue, Settings
 from autotune.space.rules import GRAPH_MODES
 from autotune.trial import Mode, Trial
 
 _QUEUE_FAILURES = ("shm", "oom_host", "file_descriptors")
-_HALF_WIDTH = ("bfloat16", "float16")
 
 
 _Explanation = Callable[[Settings], bool]
@@ -116,7 +115,7 @@ def _queue_need(settings: Settings, theirs: Settings) -> bool:
 
 def _device_need(settings: Settings, theirs: Settings) -> bool:
     """Whether as large a batch is held in numbers as wide, with as much workspace for the kernel search."""
-    narrower = settings.compute.precision in _HALF_WIDTH and theirs.compute.precision not in _HALF_WIDTH
+    narrower = settings.compute.precision in HALF_WIDTH and theirs.compute.precision not in HALF_WIDTH
     less_workspace = theirs.compute.cudnn_benchmark and not settings.compute.cudnn_benchmark
     # A graph keeps the memory of a whole step for itself.
     less_workspace |= theirs.compute.compile in GRAPH_MODES and settings.compute.compile not in GRAPH_MODES

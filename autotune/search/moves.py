@@ -12,7 +12,7 @@ from autotune.search.finals import without_each
 from autotune.search.knowledge import Knowledge
 from autotune.search.parts import describe_change
 from autotune.search.predict import Prediction
-from autotune.settings import Settings
+from autotune.settings import HALF_WIDTH, Settings
 from autotune.space.candidates import neighbours
 from autotune.space.knobs import MoveGroup, knob
 from autotune.trial import TrialSpec
@@ -25,6 +25,8 @@ _UNHINDERED = 0.9
 """A step under this part of its rate alone is held up by the loader in other ways than by waiting."""
 LOADER_BOUND = 0.10
 """More waiting than this, and no compute move shows."""
+HOST_BOUND = 0.8
+"""A step in half the width at this part of its rate in full waits for the host: the device is faster so."""
 
 _LOADER_FIRST: tuple[MoveGroup, ...] = ("loader", "transfer", "recipe", "compute")
 _COMPUTE_FIRST: tuple[MoveGroup, ...] = ("compute", "recipe", "transfer", "loader")
@@ -44,8 +46,8 @@ def next_single(
 def next_compiled(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
     """The incumbent compiled, once, on a device: small kernels wait for the host that launches them.
 
-    In the mode that launches all of a step at once, where there is one. Other modes, and CPUs, where
-    compiling brings less, are left to the moves of one knob.
+    In the mode that launches all of a step at once, where there is one, and in half the width where that
+    was hardly slower. Other modes, and CPUs, where compiling brings less, are left to the moves of one knob.
     """
     yours = know.yours.compute.compile
     tried = any(trial.settings.compute.compile != yours for trial in know.history)
@@ -53,13 +55,37 @@ def next_compiled(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) ->
         return None
     found = {
         settings.compute.compile: settings
-        for name, settings in neighbours(know.ctx.space, know.incumbent, "compute")
+        for base in (know.incumbent, _narrowed(know))
+        for name, settings in neighbours(know.ctx.space, base, "compute")
         if name == "compile" and worth_trying_now(know, settings)
     }
     settings = found.get("reduce-overhead", found.get("default"))
     if settings is None:
         return None
     return costs.search_spec(settings, "joint", describe_change(know.incumbent, settings))
+
+
+def _narrowed(know: Knowledge) -> Settings:
+    """The incumbent in half the width, where its step alone was not much slower so; else as it is.
+
+    A host that launches kernels one by one hides what half the width gains, and casts are launches more.
+    Both are gone in code that is compiled.
+    """
+    incumbent = know.incumbent
+    own = _step_alone(know, incumbent)
+    if own is None or incumbent.compute.precision in HALF_WIDTH:
+        return incumbent
+    rates = {}
+    for precision in HALF_WIDTH:
+        settings = incumbent.replace(precision=precision)
+        rate = _step_alone(know, settings)
+        if rate is not None and rate >= HOST_BOUND * own and not know.trains_worse(settings):
+            rates[settings] = rate
+    return max(rates, key=rates.__getitem__, default=incumbent)
+
+
+def _step_alone(know: Knowledge, settings: Settings) -> float | None:
+    return know.compute_rates.get((settings.compute, settings.loader.batch_size))
 
 
 def confirm(know: Knowledge, costs: Costs) -> TrialSpec | None:

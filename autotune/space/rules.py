@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.facts import GpuFacts, MachineFacts, WorkloadFacts
-from autotune.settings import GROUPS, CompileMode, Precision, Settings
+from autotune.settings import GROUPS, HALF_WIDTH, CompileMode, Precision, Settings
 from autotune.units import format_bytes
 
 DEFAULT_PREFETCH = 2
@@ -306,7 +306,7 @@ def _compile_violations(mode: CompileMode, machine: MachineFacts, workload: Work
 
 def _precision_violations(precision: Precision, machine: MachineFacts, workload: WorkloadFacts) -> list[str]:
     found = []
-    if precision in ("bfloat16", "float16") and workload.autocast_fixed:
+    if precision in HALF_WIDTH and workload.autocast_fixed:
         found.append(f"precision cannot be {precision}: {workload.autocast_fixed}")
     if not runs_in(precision, machine, workload):
         found.append(f"{workload.device} does not compute in {precision}")
