@@ -29,6 +29,7 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFETCH = (2, 4, 8)
 _MOST_GROWTH = 8
 """Beyond so many times the user's batch no rule for the learning rate is trusted, unless they name more."""
+_ALIGNMENT = 8
 MIN_STEPS_PER_EPOCH = 50
 """A larger batch would leave an epoch with too few optimizer steps to learn from."""
 
@@ -157,12 +158,18 @@ def _batch_size(ground: Ground) -> Choice:
     limit = max(now * _MOST_GROWTH, ground.max_batch_size or 0)
     if samples:
         limit = min(limit, max(now, samples // MIN_STEPS_PER_EPOCH))
-    sizes = [now << doubled for doubled in range((limit // now).bit_length())]
+    doubled = {_aligned(now << times) for times in range(1, (limit // now).bit_length())}
+    sizes = [now, *sorted(size for size in doubled if size <= limit)]
     if len(sizes) < 2:
         return Choice(kept=f"a larger one would leave fewer than {MIN_STEPS_PER_EPOCH} steps in an epoch")
     lightest = _lightest(ground, min(_searched_workers(ground)))
     legal = [size for size in sizes if ground.allows(**{**lightest, "batch_size": size})]
     return Choice(values=ordered([now, *legal]))
+
+
+def _aligned(size: int) -> int:
+    """The next multiple of 8, as kernels for half the width want their sizes; smaller ones as they are."""
+    return size if size < _ALIGNMENT else -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _parts_of_a_step(ground: Ground, step_samples: int, now: int) -> list[int]:
