@@ -172,7 +172,8 @@ class NoiseScale:
     high: float | None
     """`low` and `high` hold it with 95 %; None where `value` is."""
     lower_bound: float
-    """A tenth of the resamples lie under it: what decisions use, as too small a noise scale harms nothing."""
+    """A tenth of the resamples lie under it: what samples are counted by, as too small a noise scale harms
+    nothing. The cap on what they may teach goes by `value`."""
     micro_samples: int
     micro_batches: int
     steps: int

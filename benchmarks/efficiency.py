@@ -5,9 +5,9 @@
 For each task and seed the noise scale is taken by the product's own probe, over a stretch of training as the
 product does. Then the task is trained with k = 1, 2, 4, 8 and 16 times the batch from the same weights until
 its loss on held-out data is down at the target, with all that the recipe says: once whole, once without its
-warmup, so that the learning rates are seen alone, for Adam once with a warmup from a hundredth of the rate
-instead of the user's own, and once with every number left alone. The runs are short, and a warmup takes up to
-a tenth of what the recipe is told is the run.
+warmup (the same where it has none), so that the learning rates are seen alone, for Adam once with a warmup
+from a hundredth of the rate instead of the user's own, and once with every number left alone. The runs are
+short, and a warmup takes up to a tenth of what the recipe is told is the run.
 
     predicted = (phi + M0) / (phi + M)        measured = samples to the target with M0 / samples with M
 
@@ -45,7 +45,7 @@ from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.seam import GradientSpec
 from autotune.outcome import NoiseScale, Recipe
 from autotune.recipe.noise_scale import GradientStats, noise_scale
-from autotune.recipe.scaling import scale_recipe
+from autotune.recipe.scaling import UNWARMED_FACTOR, scale_recipe
 from autotune.search.batch_moves import MICRO_BATCHES, STEPS, UNSEEN
 from autotune.settings import LoaderSettings, Settings
 
@@ -287,7 +287,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     targets = {name: losses_of(name)[-1] if args.target is None else args.target for name in args.tasks}
-    raw = RawFile(args.out, identity("efficiency", trained_steps=args.trained_steps, device=args.device))
+    raw = RawFile(
+        args.out,
+        identity(
+            "efficiency",
+            trained_steps=args.trained_steps,
+            device=args.device,
+            unwarmed_factor=UNWARMED_FACTOR,
+        ),
+    )
     deadline = Deadline(args.minutes)
     looks = noises(targets, args.seeds, args.trained_steps, args.device)
     whole = measure(raw, looks, deadline, args.jobs)

@@ -214,7 +214,7 @@ def _learning_caps(size: int, limits: _Limits) -> tuple[str, ...]:
     likely = _likely(size, limits)
     if limits.objective == "goodput" and likely < LEAST_EFFICIENCY:
         caps.append(
-            f"in batches of {size} a sample teaches about {likely:.2g} of what it does at "
+            f"in batches of {size} a sample likely teaches {likely:.3g} of what it does at "
             f"{limits.reference}, under {LEAST_EFFICIENCY:g}"
         )
     return tuple(caps)

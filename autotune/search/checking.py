@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from autotune.outcome import Kept
 from autotune.recipe.guard import LEAST_STEPS, STEPS
-from autotune.search.compiling import next_s
+from autotune.search.compiling import later_s, next_s
 from autotune.search.knowledge import Knowledge
 from autotune.settings import KnobValue, Settings
 from autotune.units import format_duration
@@ -51,7 +51,8 @@ def uncheckable(know: Knowledge, settings: Settings) -> str:
     if know.yours not in know.full or not know.unchecked(settings):
         return ""
     alone = know.yours.replace(precision=settings.compute.precision)
-    least_s = needed_s(know, alone, LEAST_STEPS, runs=2)
+    # What is compiled has run by then.
+    least_s = needed_s(know, alone, LEAST_STEPS, runs=2) + later_s(know, settings)
     if least_s <= LEAST_SHARE * know.ctx.budget_s:
         return ""
     return (

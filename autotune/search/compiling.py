@@ -23,10 +23,9 @@ AGAIN = 0.2
 """Part of the first time that a later one is expected to take, before it was seen."""
 AUTOTUNED = 4.0
 """Times what another mode takes: `max-autotune` runs many kernels to find the fastest."""
-SHARE = 1 / 3
-"""Compiling for one trial may take this part of the time that is left."""
-WHOLE_SHARE = 0.6
-"""With `_LATER` further times, a second look and the fewest finals, it may take this part."""
+SHARE = 2 / 3
+"""Compiling, with `_LATER` further times for a second look and the fewest finals, may take this part of the
+time that is left: a third for the first time, as long as `AGAIN` is a guess."""
 _LATER = 5
 PATIENCE = 3.0
 """Times what the first time should take, which a trial is given at least."""
@@ -64,6 +63,11 @@ def next_s(know: Knowledge, settings: Settings) -> float:
     return statistics.median_high(known[1:]) if len(known) > 1 else AGAIN * known[0]
 
 
+def later_s(know: Knowledge, settings: Settings) -> float:
+    """Seconds to expect of a warm-up once torch has these settings on disk; 0 where they compile nothing."""
+    return (AGAIN if is_new(know, settings) else 1.0) * next_s(know, settings)
+
+
 def patience_s(know: Knowledge, settings: Settings) -> float:
     """Seconds that a warm-up must be given at least: what compiled quickly may have been on disk already."""
     mode = settings.compute.compile
@@ -97,7 +101,7 @@ def _too_dear(know: Knowledge, settings: Settings, left_s: float) -> str:
         return f"{takes} of a training of {format_duration(training_s)}"
     now_s = next_s(know, settings)
     needed_s = now_s + _LATER * AGAIN * once_s
-    if now_s <= SHARE * left_s and needed_s <= WHOLE_SHARE * left_s:
+    if needed_s <= SHARE * left_s:
         return ""
     return f"{takes}, and {format_duration(needed_s)} with the finals: more than the budget had room for"
 

@@ -75,9 +75,11 @@ def _explanations(trial: Trial) -> tuple[_Explanation, ...]:
     if kind == "oom_host" and mode != "loader":
         return _device_explanations(theirs)  # without workers it is the step that needs the memory
     if kind == "compile_error" and theirs.compute.compile is not None:
+        own, how = theirs.compute.precision, theirs.compute.compile
+        narrow = own in HALF_WIDTH  # then it may be an operation that half the width has no kernel for
         return (
-            lambda s: s.compute.compile is not None,
-            lambda s: s.compute.compile == theirs.compute.compile,
+            lambda s: s.compute.compile is not None and (s.compute.precision == own or not narrow),
+            lambda s: s.compute.compile == how,
             lambda s: s.compute == theirs.compute,
         )
     if kind == "timeout":

@@ -75,13 +75,12 @@ def _narrowed(know: Knowledge) -> Settings:
     own = _step_alone(know, incumbent)
     if own is None or incumbent.compute.precision in HALF_WIDTH:
         return incumbent
-    rates = {}
     for precision in HALF_WIDTH:
         settings = incumbent.replace(precision=precision)
         rate = _step_alone(know, settings)
         if rate is not None and rate >= HOST_BOUND * own and not know.trains_worse(settings):
-            rates[settings] = rate
-    return max(rates, key=rates.__getitem__, default=incumbent)
+            return settings
+    return incumbent
 
 
 def _step_alone(know: Knowledge, settings: Settings) -> float | None:

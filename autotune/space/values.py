@@ -30,6 +30,8 @@ _PREFETCH = (2, 4, 8)
 _MOST_GROWTH = 8
 """Beyond so many times the user's batch no rule for the learning rate is trusted, unless they name more."""
 _ALIGNMENT = 8
+_LEAST_PART = 0.75
+"""Of a size is left where it becomes a multiple of that."""
 MIN_STEPS_PER_EPOCH = 50
 """A larger batch would leave an epoch with too few optimizer steps to learn from."""
 
@@ -158,8 +160,7 @@ def _batch_size(ground: Ground) -> Choice:
     limit = max(now * _MOST_GROWTH, ground.max_batch_size or 0)
     if samples:
         limit = min(limit, max(now, samples // MIN_STEPS_PER_EPOCH))
-    doubled = {_aligned(now << times) for times in range(1, (limit // now).bit_length())}
-    sizes = [now, *sorted(size for size in doubled if size <= limit)]
+    sizes = [now, *(_aligned(now << times) for times in range(1, (limit // now).bit_length()))]
     if len(sizes) < 2:
         return Choice(kept=f"a larger one would leave fewer than {MIN_STEPS_PER_EPOCH} steps in an epoch")
     lightest = _lightest(ground, min(_searched_workers(ground)))
@@ -168,8 +169,9 @@ def _batch_size(ground: Ground) -> Choice:
 
 
 def _aligned(size: int) -> int:
-    """The next multiple of 8, as kernels for half the width want their sizes; smaller ones as they are."""
-    return size if size < _ALIGNMENT else -(-size // _ALIGNMENT) * _ALIGNMENT
+    """A multiple of 8, as kernels for half the width want their sizes, where one lies little below."""
+    lower = size - size % _ALIGNMENT
+    return lower if lower >= _LEAST_PART * size else size
 
 
 def _parts_of_a_step(ground: Ground, step_samples: int, now: int) -> list[int]:

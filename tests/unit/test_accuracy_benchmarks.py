@@ -11,9 +11,10 @@ import pytest
 import torch
 from benchmark_scripts import BENCHMARKS, load
 from profile_samples import sample_profile
+from strategies import plain_workload
 
 from autotune.outcome import Recipe
-from autotune.recipe.noise_scale import GradientStats, GradientStep
+from autotune.recipe.noise_scale import GradientStats, GradientStep, noise_scale
 from autotune.settings import LoaderSettings, Settings
 
 load("raw_file")
@@ -21,6 +22,7 @@ load("real_workloads")
 runs = load("accuracy_runs")
 tta = load("time_to_accuracy")
 load("samples_to_target")
+load("efficiency_tasks")
 eff = load("efficiency")
 rates = load("learning_rates")
 places = load("noise_places")
@@ -270,7 +272,6 @@ def test_training_ends_where_the_target_is_reached():
         train=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
         held_out=torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()),
         target=0.0,
-        earlier=(),
         every=8,
     )
     recipe_of_own = recipe(8)
@@ -309,9 +310,27 @@ def test_runs_are_measured_once_side_by_side_or_in_turn(jobs, tmp_path, monkeypa
 
 def test_only_adam_is_also_warmed_up_from_a_hundredth():
     """SGD's recipe has always begun at the user's own rate; the own batch runs once."""
-    sgd, adam = eff.kinds_of("mnist-sgd"), eff.kinds_of("char-lm-adamw")
-    assert sgd == [eff.OWN, *(f"{mode}/{growth}" for growth in (2, 4, 8, 16) for mode in ("whole", "rates"))]
-    assert set(adam) - set(sgd) == {f"hundredth/{growth}" for growth in (2, 4, 8, 16)}
+    kinds = partial(eff.kinds_of, modes=list(eff.MODES), growths=(2, 4))
+    sgd, adam = kinds("mnist-sgd"), kinds("char-lm-adamw")
+    modes = ("whole", "rates", "alone")
+    assert sgd == [eff.OWN, *(f"{mode}/{growth}" for growth in (2, 4) for mode in modes)]
+    assert set(adam) - set(sgd) == {f"hundredth/{growth}" for growth in (2, 4)}
+
+
+def test_the_batch_alone_changes_no_other_number():
+    """What every rule of the recipe is held against."""
+    facts = plain_workload()
+    noise = noise_scale(look(50.0))
+    assert noise is not None
+    alone = eff.recipe_of(facts, noise, 4, "alone")
+    assert (alone.batch_size, alone.learning_rates) == (128, facts.learning_rates)
+    assert (alone.warmup_samples, alone.weight_decays, alone.beta2s, alone.batch_norm_momenta) == (
+        0,
+        (),
+        (),
+        (),
+    )
+    assert eff.recipe_of(facts, noise, 4, "rates").learning_rates > facts.learning_rates
 
 
 def test_whole_batches_alone_are_trained_on_and_each_epoch_is_shuffled_anew():

@@ -182,10 +182,19 @@ def test_without_a_rule_for_the_learning_rate_the_batch_stays(facts: dict, why: 
     assert [k.why.startswith(why) for k in outcome.kept if k.knob == "batch_size"] == [True]
 
 
+@pytest.mark.parametrize("own", [6, 10, 50, 150])
+def test_adam_looks_at_gradients_whatever_its_batch(own: int) -> None:
+    """Without a noise scale Adam's batch at most doubles, and sizes that are rounded stay within that."""
+    facts = {"optimizer_class": "AdamW", "optimizer_family": "adam", "batch_samples": own, "batch_size": own}
+    space = space_of(allow="recipe", **facts)
+    know = Knowledge(context(space), History().opened(space, 100.0 * own))
+    assert next_look(know, 200.0) is not None
+
+
 @pytest.mark.parametrize(
     ("samples", "options", "why"),
     [
-        (5.0, {}, "in batches of 128 a sample teaches about 0.5"),
+        (5.0, {}, "in batches of 128 a sample likely teaches 0.5"),
         (1e6, {"epochs": 1}, "128 leaves 391 steps in 1 epoch, fewer than 500"),
         (1e6, {"max_batch_size": 100}, "128 is over max_batch_size=100"),
         (1e6, {"budget_s": 30.0}, "to train a while in batches of 128 beside yours takes"),

@@ -169,6 +169,26 @@ def test_a_model_that_does_not_compile_is_not_tried_in_every_way() -> None:
     assert would_fail(space.settings(compile="reduce-overhead"), history)
 
 
+def test_half_the_width_that_does_not_compile_says_nothing_of_the_full_one() -> None:
+    """An operation may have no kernel for it; in float32 it is the code itself."""
+    space = space_of(device="cuda:0", gpus=(GPU,), **ABLE)
+    narrow = space.settings(compile="reduce-overhead", precision="bfloat16")
+    history = History().opened(space).failed(narrow, "compile_error")
+    assert would_fail(narrow.replace(compile="default", num_workers=2), history)
+    assert not would_fail(narrow.replace(precision="float32"), history)
+    history.failed(narrow.replace(precision="float32"), "compile_error")
+    assert would_fail(narrow.replace(precision="float16"), history)
+
+
+@pytest.mark.parametrize(("left_s", "dear"), [(3.1, False), (2.9, True)])
+def test_the_first_time_may_take_a_third_of_the_time_that_is_left(left_s: float, dear: bool) -> None:
+    """With the later times of a second look and the finals two thirds."""
+    space = space_of(**ABLE)
+    compiled = space.settings(compile="default")
+    know = know_of(space, History().opened(space), remaining_s=left_s * 20.5)
+    assert bool(too_dear(know, compiled)) == dear
+
+
 def test_a_graph_that_did_not_fit_says_nothing_of_steps_one_by_one() -> None:
     """It keeps the memory of a whole step for itself; what is held in as wide numbers without it may fit."""
     space = space_of(device="cuda:0", gpus=(GPU,), allow="recipe", **ABLE)
@@ -300,8 +320,8 @@ def test_on_a_device_compiling_comes_before_larger_batches() -> None:
 @pytest.mark.parametrize(
     ("bf16", "fp16", "wanted"),
     [
-        (280.0, 270.0, "bfloat16"),  # a tenth slower: the host launches the casts as well
-        (270.0, 280.0, "float16"),
+        (270.0, 280.0, "bfloat16"),  # a tenth slower: the host launches the casts as well
+        (None, 280.0, "float16"),
         (220.0, 200.0, "float32"),  # the device itself is slower so
         (None, None, "float32"),  # not measured
     ],
@@ -319,6 +339,27 @@ def test_half_the_width_is_compiled_where_the_host_may_have_hidden_its_gain(
     spec = next_compiled(know, Costs(know), ("compute",))
     assert spec is not None
     assert (spec.settings.compute.precision, spec.settings.compute.compile) == (wanted, "reduce-overhead")
+
+
+def test_a_precision_that_trains_worse_is_not_compiled() -> None:
+    """What was seen of it as it is written speaks against it; the other half width may be tried."""
+    space = space_of(device="cuda:0", gpus=(GPU,), has_conv2d=True, image_input=True, **ABLE)
+    history = History().opened(space, wait=0.01)
+    found = []
+    for precision in ("bfloat16", "float16"):
+        history.ran(space.yours.replace(precision=precision), 290.0, "compute", "compute")
+        found.append(
+            Numerics(
+                kind="worse" if precision == "bfloat16" else "same",
+                reason="losses",
+                settings=space.yours.replace(precision=precision),
+                reference=space.yours,
+            )
+        )
+    know = know_of(space, history, numerics=tuple(found))
+    spec = next_compiled(know, Costs(know), ("compute",))
+    assert spec is not None
+    assert spec.settings.compute.precision == "float16"
 
 
 def test_the_winner_says_what_compiling_it_took() -> None:

@@ -11,6 +11,7 @@ from strategies import plain_gpu
 from autotune.measure.seam import NumericsSpec
 from autotune.recipe.guard import CHECKED, LEAST_STEPS, STEPS, Numerics, NumericsRecord, judge_numerics
 from autotune.search.checking import LEAST_SHARE, SHARE, needed_s, precision_kept, uncheckable
+from autotune.search.compiling import later_s
 from autotune.search.cost import Costs
 from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
@@ -185,6 +186,18 @@ def test_a_precision_that_could_not_be_compared_is_not_tried() -> None:
     know = Knowledge(context(fixed, numerics=(), budget_s=0.1 * least_s), History().opened(fixed))
     assert uncheckable(know, fixed.start) == ""
     assert not know.unchecked(fixed.start)
+
+
+def test_compiled_half_width_needs_time_to_be_compiled_for_the_comparison() -> None:
+    """A budget that just compares bfloat16 is too short for it compiled, read from disk by then."""
+    history = History().opened(SPACE)
+    least_s = needed_s(Knowledge(searching(), history), BF16, LEAST_STEPS, runs=2) / LEAST_SHARE
+    know = Knowledge(searching(budget_s=1.01 * least_s), history)
+    compiled = BF16.replace(compile="default")
+    assert uncheckable(know, BF16) == ""
+    assert "bfloat16 with yours takes" in uncheckable(know, compiled)
+    longer = Knowledge(searching(budget_s=1.01 * least_s + later_s(know, compiled) / LEAST_SHARE), history)
+    assert uncheckable(longer, compiled) == ""
 
 
 def test_what_is_known_of_a_precision_holds_for_it_compiled() -> None:

@@ -108,11 +108,11 @@ def test_recipe_searches_the_batch_size():
     assert on_cpu(allow="recipe").values("batch_size") == (32, 64, 128, 256)
     assert on_cpu(allow="recipe", max_batch_size=600).values("batch_size") == (32, 64, 128, 256, 512)
     assert on_cpu(allow="recipe", max_batch_size=64).values("batch_size") == (32, 64, 128, 256)
-    for own, sizes in ((50, (50, 104, 200, 400)), (3, (3, 6, 16, 24)), (100, (100, 200, 400, 800))):
+    for own, sizes in ((50, (50, 96, 200, 400)), (6, (6, 12, 24, 48)), (100, (100, 200, 400, 800))):
         space = on_cpu(
             YOURS.replace(batch_size=own), workload=plain_workload(batch_samples=own), allow="recipe"
         )
-        assert space.values("batch_size") == sizes, "multiples of 8 from there on"
+        assert space.values("batch_size") == sizes, "multiples of 8 where one lies little below"
     few = plain_workload(dataset_samples=4000)
     assert on_cpu(workload=few, allow="recipe", max_batch_size=600).values("batch_size") == (32, 64)
     assert on_cpu(workload=few, allow="recipe").values("batch_size") == (32, 64)
