@@ -61,7 +61,7 @@ def test_the_remarks_say_where_the_noise_was_seen_and_which_caps_bit() -> None:
     remarks = " ".join(batch_table(choice(epochs=10), NOISE, 10).remarks)
     assert "577 samples (417 to 679), after 100 warm steps" in remarks
     assert "as much as 10 epochs of yours" in remarks
-    assert "Not larger, because in batches of 256 a sample teaches" in remarks
+    assert "Not larger, because in batches of 256 a sample likely teaches" in remarks
 
 
 def test_without_a_noise_scale_the_table_says_unverified() -> None:
