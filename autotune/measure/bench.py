@@ -122,7 +122,3 @@ def main() -> None:
     address, key = sys.stdin.readline().strip(), bytes.fromhex(sys.stdin.readline().strip())
     with Client(address, authkey=key) as connection:
         serve(connection, connection.recv())
-
-
-if __name__ == "__main__":
-    main()

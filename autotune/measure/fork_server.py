@@ -76,7 +76,3 @@ def _reap(pid: int) -> int:
     except ChildProcessError:
         return 0
     return os.waitstatus_to_exitcode(status)
-
-
-if __name__ == "__main__":
-    main()

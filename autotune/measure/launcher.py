@@ -133,7 +133,7 @@ class ForkLauncher:
             return
         ours, theirs = socket.socketpair()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "autotune.measure.fork_server", str(theirs.fileno())],
+            [*_python("fork_server"), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log.file,
@@ -207,7 +207,7 @@ class SpawnLauncher:
         key = secrets.token_bytes(16)
         with Listener(authkey=key) as listener:
             process = subprocess.Popen(
-                [sys.executable, "-m", "autotune.measure.bench"],
+                _python("bench"),
                 stdin=subprocess.PIPE,
                 stdout=self._log.file,
                 stderr=self._log.file,
@@ -265,6 +265,15 @@ def _no_start(log: _Log, error: Exception | None) -> EnvironmentFault:
         fix='look at its output below, or measure in this process with runner="in_process"',
         detail=log.tail(),
     )
+
+
+def _python(module: str) -> list[str]:
+    """An interpreter that runs a module of this package.
+
+    Not by `-m`, which looks into the current directory first: a user's own `autotune.py` is none of ours.
+    """
+    elsewhere = "import sys; sys.path[:] = filter(None, sys.path)"
+    return [sys.executable, "-c", f"{elsewhere}; from autotune.measure.{module} import main; main()"]
 
 
 def _environment() -> dict[str, str]:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ import torch
 import workloads as w
 
 from autotune.errors import AutotuneError, EnvironmentFault
-from autotune.measure.launcher import SpawnLauncher
+from autotune.measure.launcher import ForkLauncher, SpawnLauncher
 from autotune.measure.payload import pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.settings import Settings
@@ -175,6 +177,18 @@ def test_a_spawned_bench_process_answers_like_a_forked_one() -> None:
     payload = pickle_workload(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16))
     with ProcessRunner(payload, SpawnLauncher(payload)) as runner:
         assert runner.describe().workload.model_class == "Net"
+        assert isinstance(runner.run(spec(runner.describe().yours)), Measurement)
+
+
+@pytest.mark.parametrize("launcher", [ForkLauncher, SpawnLauncher])
+def test_a_users_own_autotune_module_is_none_of_ours(
+    launcher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the current directory under that name is not what a bench process runs."""
+    (tmp_path / "autotune.py").write_text("raise RuntimeError('a script of the user')")
+    payload = pickle_workload(Workload(w.Net(), w.Rows(), optimizer=w.sgd, batch_size=16))
+    monkeypatch.chdir(tmp_path)
+    with ProcessRunner(payload, launcher(payload)) as runner:
         assert isinstance(runner.run(spec(runner.describe().yours)), Measurement)
 
 
