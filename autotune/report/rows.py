@@ -13,6 +13,10 @@ from autotune.units import format_bytes, format_duration, format_percent, format
 _ALWAYS = ("num_workers", "batch_size", "precision")
 """Shown even where they do not change: the settings that everyone asks about first."""
 
+_VAGUE = 100.0
+"""An interval whose upper end is so many times the lower one is shown in words."""
+_TOO_WIDE = "too wide to tell"
+
 _CLASS_NOTES = {"exact": "", "numerics": "changes rounding", "recipe": "changes learning"}
 
 
@@ -114,7 +118,8 @@ def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | Non
     figure, notes = "", []
     if worth is not None and worth.ratio is not None:
         figure = format_percent(worth.ratio.value)
-        notes.append(f"{_change(worth.ratio.low)} to {_change(worth.ratio.high)} %")
+        ends = f"{_change(worth.ratio.low)} to {_change(worth.ratio.high)} %"
+        notes.append(_TOO_WIDE if _is_vague(worth.ratio) else ends)
         if worth.ratio.low <= 1 <= worth.ratio.high:
             notes.append("within noise")
     elif name in ("prefetch_factor", "persistent_workers") and yours.loader.num_workers == 0:
@@ -129,6 +134,11 @@ def _changed_row(name: str, yours: Settings, best: KnobValue, worth: Worth | Non
         worth=figure,
         note=", ".join(note for note in notes if note),
     )
+
+
+def _is_vague(ratio: Interval) -> bool:
+    """Whether its ends, as two pairs that differ may have them, are no figures to read."""
+    return ratio.high > _VAGUE * ratio.low
 
 
 def _change(ratio: float) -> str:
@@ -164,7 +174,8 @@ def _rate_row(both: Comparison) -> Row:
     if both.ratio is not None and other.final:
         ratio = both.ratio.value
         digits = _digits(both.ratio)
-        spread = f"{both.ratio.low:.{digits}f} to {both.ratio.high:.{digits}f}"
+        ends = f"{both.ratio.low:.{digits}f} to {both.ratio.high:.{digits}f}"
+        spread = _TOO_WIDE if _is_vague(both.ratio) else ends
         notes.append(f"{both.ratio.confidence * 100:.3g} %: {spread}")
     if both.verdict == "incomplete":
         notes.append("not confirmed")

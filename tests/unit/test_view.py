@@ -80,6 +80,18 @@ def test_worth_is_shown_with_its_interval_and_says_when_it_is_noise() -> None:
     assert row(view, "precision")[3].endswith("changes rounding")
 
 
+def test_an_interval_of_nearly_no_pairs_is_said_in_words() -> None:
+    """Two pairs that differ reach from nothing to billions: figures that nobody can read."""
+    wide = Interval(value=4.9, low=1e-12, high=5e13)
+    outcome = samples.failing()
+    worth = tuple(replace(each, ratio=wide) for each in outcome.worth)
+    view = view_of(replace(outcome, worth=worth, verdict=replace(outcome.verdict, ratio=wide)))
+    shown = [r.note for r in view.settings if "too wide to tell" in r.note]
+    assert shown
+    assert all("within noise" in note for note in shown)
+    assert row(view, "samples/s")[3].startswith("95 %: too wide to tell")
+
+
 def test_recipe_rows_show_each_param_group() -> None:
     """A new batch size brings its learning rates along; one that doubles needs no warmup."""
     view = view_of(samples.failing())
