@@ -135,7 +135,7 @@ def open_groups(know: Knowledge) -> list[MoveGroup]:
     incumbent, latest = know.incumbent, know.latest(know.incumbent)
     waits = latest.wait_share >= LOADER_BOUND
     order = _LOADER_FIRST if waits else _COMPUTE_FIRST
-    compute = know.compute_rates.get((incumbent.compute, incumbent.loader.batch_size))
+    compute = _step_alone(know, incumbent)
     loader = know.loader_rates.get(incumbent.loader)
     closed: set[MoveGroup] = set()
     at_compute = compute is not None and latest.samples_per_s >= NEAR_CEILING * compute
