@@ -71,6 +71,18 @@ class Job:
     """Of *yours*; the example's own without."""
     mean_of: int = 1
     """Marks in a row whose mean accuracy has to reach the target."""
+    net: str = "resnet18"
+    """Torchvision's name of what learns the photos."""
+
+
+LATER_FIELDS: dict[str, Any] = {"lr": None, "mean_of": 1, "net": "resnet18"}
+"""What a Job got in later versions, with what it was before."""
+
+
+def run_identity(job: Job, *left_out: str) -> dict[str, Any]:
+    """What runs have in common, as JSON: as in earlier versions where it asks for what they did."""
+    held = {name: value for name, value in encode(job).items() if name not in left_out}
+    return {n: v for n, v in held.items() if n not in LATER_FIELDS or v != LATER_FIELDS[n]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +113,7 @@ def task_of(job: Job) -> Task:
     pictures, labels = next(iter(DataLoader(held_out, batch_size=len(held_out))))
     many: Dataset[Any] = ConcatDataset([train] * PHOTO_REPEATS)
     return Task(
-        model=partial(models.resnet18, weights=None, num_classes=len(train.classes)),
+        model=partial(models.get_model, job.net, weights=None, num_classes=len(train.classes)),
         optimizer=_at(photos.sgd, job.lr),
         train=Subset(many, range(job.samples)) if job.samples else many,
         test=(pictures, labels),

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
-from accuracy_runs import Job, Mark, averaged, first_at, run_fresh
+from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, run_identity
 from raw_file import RawFile, fill, identity
 
-from autotune.codec import decode, encode
+from autotune.codec import decode
 
 NEVER = 200.0
 """Percent that no run reaches, so that all go on to their end."""
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=400, help="samples between two looks at the test set")
     parser.add_argument("--mean-of", type=int, default=5, help="looks in a row that count as one")
     parser.add_argument("--target", type=float, default=30.0)
+    parser.add_argument("--net", default="resnet18", help="what learns the photos, by torchvision's name")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("learning-rates.json.gz"), help="raw data")
     args = parser.parse_args()
@@ -68,9 +70,10 @@ def main() -> None:
         every=args.every,
         samples=args.samples,
         crop=64,
-        device="cpu",
+        device=args.device,
+        net=args.net,
     )
-    common = {k: v for k, v in encode(job).items() if k not in ("seed", "profile", "lr", "mean_of")}
+    common = run_identity(job, "seed", "profile", "lr")
     raw = RawFile(args.out, identity("learning_rates", run=common))
     work = {
         f"{rate:g}/{seed}": partial(_run, job, rate, seed)

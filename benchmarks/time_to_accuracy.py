@@ -29,12 +29,12 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, task_of
+from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, run_identity, task_of
 from raw_file import RawFile, identity
 from torch.nn.functional import cross_entropy
 
 import autotune
-from autotune.codec import decode, encode
+from autotune.codec import decode
 from autotune.measure.stats import ratio_interval
 from autotune.outcome import Recipe
 from autotune.profile.schema import Profile
@@ -274,6 +274,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="of *yours*; the example's own without")
     parser.add_argument("--samples", type=int, help="train on the first so many samples only")
     parser.add_argument("--crop", type=int, default=64, help="side of the photos in pixels")
+    parser.add_argument("--net", default="resnet18", help="what learns the photos, by torchvision's name")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="beside defaults and recommended; all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="raw data")
@@ -301,15 +302,14 @@ def job_of(args: argparse.Namespace) -> Job:
         device=args.device,
         lr=args.lr,
         mean_of=args.mean_of,
+        net=args.net,
     )
 
 
 def main() -> None:
     args = arguments(sys.argv[1:])
     job = job_of(args)
-    run = {name: value for name, value in encode(job).items() if name not in ("seed", "profile")}
-    if job.mean_of == 1:
-        del run["mean_of"]  # as in files from before it could be asked for
+    run = run_identity(job, "seed", "profile")
     tuning = {"budget": args.budget, "epochs": args.told_epochs}
     out = args.out or Path(f"{args.data}-accuracy.json.gz")
     raw = RawFile(out, identity("time_to_accuracy", tuning=tuning, run=run))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, replace
+from operator import itemgetter, ne
 
 from autotune.search import batch_moves
 from autotune.search.batch_moves import worth_trying
@@ -66,21 +68,36 @@ def next_compiled(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) ->
 
 
 def _narrowed(know: Knowledge) -> Settings:
-    """The incumbent in half the width, where its step alone was not much slower so; else as it is.
+    """The incumbent in half the width, where a step alone was not much slower so; else as it is.
 
     A host that launches kernels one by one hides what half the width gains, and casts are launches more.
     Both are gone in code that is compiled.
     """
     incumbent = know.incumbent
-    own = _step_alone(know, incumbent)
-    if own is None or incumbent.compute.precision in HALF_WIDTH:
+    if incumbent.compute.precision in HALF_WIDTH:
         return incumbent
     for precision in HALF_WIDTH:
         settings = incumbent.replace(precision=precision)
-        rate = _step_alone(know, settings)
-        if rate is not None and rate >= HOST_BOUND * own and not know.trains_worse(settings):
+        share = _share_of_rate(know, settings)
+        if share is not None and share >= HOST_BOUND and not know.trains_worse(settings):
             return settings
     return incumbent
+
+
+def _share_of_rate(know: Knowledge, settings: Settings) -> float | None:
+    """A step alone in the precision of `settings` over one in the incumbent's.
+
+    Of the two steps that were measured and differ by it alone, the most like `settings` in all else: a
+    change that two measured ones make up together is rarely measured itself. None where no two were.
+    """
+    wide, rates = know.incumbent.compute.precision, know.compute_rates
+    found = []
+    for (compute, batch_size), rate in rates.items():
+        beside = rates.get((replace(compute, precision=wide), batch_size))
+        if beside is not None and compute.precision == settings.compute.precision:
+            unlike = [*map(ne, astuple(compute), astuple(settings.compute))]
+            found.append((sum(unlike) + (batch_size != settings.loader.batch_size), rate / beside))
+    return min(found, key=itemgetter(0))[1] if found else None
 
 
 def _step_alone(know: Knowledge, settings: Settings) -> float | None:

@@ -317,51 +317,6 @@ def test_on_a_device_compiling_comes_before_larger_batches() -> None:
     assert next_compiled(know, Costs(know), ("compute",)) is None
 
 
-@pytest.mark.parametrize(
-    ("bf16", "fp16", "wanted"),
-    [
-        (270.0, 280.0, "bfloat16"),  # a tenth slower: the host launches the casts as well
-        (None, 280.0, "float16"),
-        (220.0, 200.0, "float32"),  # the device itself is slower so
-        (None, None, "float32"),  # not measured
-    ],
-)
-def test_half_the_width_is_compiled_where_the_host_may_have_hidden_its_gain(
-    bf16: float | None, fp16: float | None, wanted: str
-) -> None:
-    """What launches kernels one by one is bound by their number; what is compiled, by the device."""
-    space = space_of(device="cuda:0", gpus=(GPU,), has_conv2d=True, image_input=True, **ABLE)
-    history = History().opened(space, wait=0.01)
-    for precision, rate in (("bfloat16", bf16), ("float16", fp16)):
-        if rate is not None:
-            history.ran(space.yours.replace(precision=precision), rate, "compute", "compute")
-    know = know_of(space, history)
-    spec = next_compiled(know, Costs(know), ("compute",))
-    assert spec is not None
-    assert (spec.settings.compute.precision, spec.settings.compute.compile) == (wanted, "reduce-overhead")
-
-
-def test_a_precision_that_trains_worse_is_not_compiled() -> None:
-    """What was seen of it as it is written speaks against it; the other half width may be tried."""
-    space = space_of(device="cuda:0", gpus=(GPU,), has_conv2d=True, image_input=True, **ABLE)
-    history = History().opened(space, wait=0.01)
-    found = []
-    for precision in ("bfloat16", "float16"):
-        history.ran(space.yours.replace(precision=precision), 290.0, "compute", "compute")
-        found.append(
-            Numerics(
-                kind="worse" if precision == "bfloat16" else "same",
-                reason="losses",
-                settings=space.yours.replace(precision=precision),
-                reference=space.yours,
-            )
-        )
-    know = know_of(space, history, numerics=tuple(found))
-    spec = next_compiled(know, Costs(know), ("compute",))
-    assert spec is not None
-    assert spec.settings.compute.precision == "float16"
-
-
 def test_the_winner_says_what_compiling_it_took() -> None:
     """The first time, and later ones."""
     space = space_of(**ABLE)
