@@ -19,6 +19,7 @@ from autotune.search.parts import describe_change
 from autotune.search.pilot import unaffordable
 from autotune.settings import Settings
 from autotune.space.candidates import neighbours
+from autotune.space.values import stands_in_for
 from autotune.trial import TrialSpec
 
 LOOK_SHARE = 0.12
@@ -79,10 +80,22 @@ def caps(ctx: PlanContext, batch_size: int) -> tuple[str, ...]:
     )
 
 
-def permitted(ctx: PlanContext, settings: Settings) -> bool:
+def permitted(know: Knowledge, settings: Settings) -> bool:
     """Whether nothing speaks against the batch size of these settings."""
     size = settings.loader.batch_size
-    return size is None or not changed(ctx, settings) or not caps(ctx, size)
+    if size is None or not changed(know.ctx, settings):
+        return True
+    return not caps(know.ctx, size) and in_turn(know, size)
+
+
+def in_turn(know: Knowledge, size: int) -> bool:
+    """Whether a size is one to try: those between two doublings are where the larger of the two is out."""
+    own = know.yours.loader.batch_size
+    double = None if own is None or gathered(know.ctx) else stands_in_for(size, own)
+    if double is None or double not in know.ctx.space.values("batch_size"):
+        return True
+    larger = know.incumbent.replace(batch_size=double)
+    return bool(caps(know.ctx, double) or _held_back(know, double) or would_fail(larger, know.history))
 
 
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
@@ -136,6 +149,7 @@ def _part_of_run(ctx: PlanContext) -> int:
 def next_batch(know: Knowledge, costs: Costs) -> TrialSpec | None:
     """The next size up from the incumbent's, where it is open and untried; None otherwise.
 
+    That is twice as large, or half as much again where twice is out, as by what a sample would teach.
     A size that lost ends the climb, since the next one starts from where it would have won.
     """
     if not searched(know.ctx):
@@ -155,7 +169,7 @@ def worth_trying(know: Knowledge, settings: Settings) -> bool:
     return (
         settings not in know.full
         and know.ctx.space.legal(settings)
-        and permitted(know.ctx, settings)
+        and permitted(know, settings)
         and not would_fail(settings, know.history)
         and not know.trains_worse(settings)
         and not unaffordable(know, settings)
@@ -208,8 +222,7 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
         return (f"in the finals batches of {max(met)} were not surely ahead",)
     if recommended != largest:
         return ()
-    beyond = [v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > largest]
-    size = min(beyond, default=2 * largest)
+    size = min(_sizes_over(know, largest), default=2 * largest)
     return caps(know.ctx, size) or tuple(filter(None, [_held_back(know, size)]))
 
 
@@ -224,8 +237,14 @@ def _open_sizes(know: Knowledge) -> tuple[int, ...]:
     ctx, own = know.ctx, know.yours.loader.batch_size
     if not searched(ctx) or own is None:
         return ()
-    sizes = (v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own)
+    sizes = _sizes_over(know, own)
     return tuple(size for size in sizes if not caps(ctx, size) and not _held_back(know, size))
+
+
+def _sizes_over(know: Knowledge, least: int) -> list[int]:
+    """The batch sizes above `least` that are ones to try, from the smallest."""
+    sizes = (v for v in know.ctx.space.values("batch_size") if isinstance(v, int) and v > least)
+    return [size for size in sizes if in_turn(know, size)]
 
 
 def _facts(ctx: PlanContext) -> WorkloadFacts:
@@ -299,7 +318,7 @@ def _why_kept(know: Knowledge) -> str:
         return ""  # interrupted before anything ran
     if own is None or not searched(ctx) or gathered(ctx) or any(changed(ctx, s) for s in know.full):
         return ""
-    size = min((v for v in ctx.space.values("batch_size") if isinstance(v, int) and v > own), default=None)
+    size = min(_sizes_over(know, own), default=None)
     if size is None:
         return ""
     larger = know.incumbent.replace(batch_size=size)

@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy as np
 from autotune.search.compiling import first_s
 from autotune.search.knowledge import Knowledge
 from autotune.search.physics import Array, Coded, Seen, StepModel, code, fit
-from autotune.settings import Settings
+from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Space, neighbours
 from autotune.space.knobs import KNOBS, MoveGroup
 from autotune.space.rules import GRAPH_MODES, accelerator
+from autotune.space.values import stands_in_for
 from autotune.trial import Trial
 
 MAX_CANDIDATES = 2000
@@ -224,13 +225,36 @@ def _memory(know: Knowledge) -> Callable[[Settings], int | None]:
 
 
 def _candidates(space: Space, incumbent: Settings, seed: int) -> tuple[tuple[Settings, ...], Coded]:
-    drawn = _drawn(space, seed)
-    if _is_small(space):
+    thinned = _in_doublings(space, incumbent.loader.batch_size)
+    drawn = _drawn(space, thinned, seed)
+    if _is_small(thinned):
         return drawn
-    near = [s for group in _GROUPS for _, s in neighbours(space, incumbent, group)]
-    near += [s for one in near for group in _GROUPS for _, s in neighbours(space, one, group)]
+    near = [s for group in _GROUPS for _, s in neighbours(thinned, incumbent, group)]
+    near += [s for one in near for group in _GROUPS for _, s in neighbours(thinned, one, group)]
     settings = tuple(dict.fromkeys([*near[: MAX_CANDIDATES // 2], *drawn[0]]))[:MAX_CANDIDATES]
     return settings, code(space, settings)
+
+
+@lru_cache(maxsize=8)
+def _in_doublings(space: Space, size: int | None) -> Space:
+    """The space without the batch sizes between doublings, but for the one that is built on.
+
+    They are tried where a doubling is out, not for what the model says, and would halve what it looks at.
+    """
+    own, gathered = space.yours.loader.batch_size, space.workload.step_samples is not None
+    if own is None or gathered:
+        return space
+    options = tuple(
+        replace(option, values=tuple(v for v in option.values if v == size or not _between(v, own)))
+        if option.knob == "batch_size"
+        else option
+        for option in space.options
+    )
+    return replace(space, options=options)
+
+
+def _between(size: KnobValue, own: int) -> bool:
+    return isinstance(size, int) and stands_in_for(size, own) is not None
 
 
 @lru_cache(maxsize=8)
@@ -240,16 +264,16 @@ def _is_small(space: Space) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _drawn(space: Space, seed: int) -> tuple[tuple[Settings, ...], Coded]:
-    """All settings of a small space, a seeded draw from a large one. The same for the same space and seed."""
-    names = space.names
+def _drawn(space: Space, thinned: Space, seed: int) -> tuple[tuple[Settings, ...], Coded]:
+    """All of a small thinned space, a seeded draw from a large one. The same for the same spaces and seed."""
+    names, options = thinned.names, thinned.options
     found: dict[Settings, None] = {space.start: None}
-    if _is_small(space):
-        for values in itertools.product(*(option.values for option in space.options)):
+    if _is_small(thinned):
+        for values in itertools.product(*(option.values for option in options)):
             found[space.settings(**dict(zip(names, values)))] = None
     else:
         chance = random.Random(seed)
         for _ in range(MAX_CANDIDATES):
-            found[space.settings(**{o.knob: chance.choice(o.values) for o in space.options})] = None
+            found[space.settings(**{o.knob: chance.choice(o.values) for o in options})] = None
     legal = tuple(s for s in found if space.legal(s))[:MAX_CANDIDATES]
     return legal, code(space, legal)

@@ -17,6 +17,9 @@ from autotune.space import rules
 from autotune.space.knobs import CLASS_RANK, KNOBS, Knob, KnobClass, MoveGroup, knob
 from autotune.space.values import Ground, choice, native_precisions
 
+_DOUBLING = 2.5
+"""Times as large a batch is at most still twice as large: sizes are rounded to multiples of 8."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -262,11 +265,11 @@ def _guesses(space: Space) -> list[tuple[str, KnobValue]]:
 def neighbours(space: Space, settings: Settings, group: MoveGroup) -> tuple[tuple[str, Settings], ...]:
     """Legal settings one step from `settings` on one side, each with the knob that moved; likely gains first.
 
-    Numbers move one step up or down their ladder; from no workers also to one for each usable CPU, and
-    threads also to one. On a CPU a step of the workers is also offered with threads for the cores that it
-    leaves, and for all of them. Switches and precisions move to every other value. `pin_memory` and
-    `non_blocking` move as a pair, since a background copy needs pinned memory to pay. Where *yours* starts
-    its workers anew in every epoch, letting them persist is one of the loader's moves.
+    Numbers move one step up or down their ladder, batches as far as the next doubling; from no workers also
+    to one for each usable CPU, and threads also to one. On a CPU a step of the workers is also offered with
+    threads for the cores that it leaves, and for all of them. Switches and precisions move to every other
+    value. `pin_memory` and `non_blocking` move as a pair, since a background copy needs pinned memory to pay.
+    Where *yours* starts its workers anew in every epoch, letting them persist is one of the loader's moves.
     """
     flat = settings.flat()
     moves: list[tuple[str, dict[str, KnobValue]]] = []
@@ -346,6 +349,8 @@ def _steps(space: Space, name: str, now: KnobValue) -> list[KnobValue]:
         )
     up, down = [v for v in numbers if v > now], [v for v in numbers if v < now]
     steps: list[KnobValue] = [*up[:1], *down[-1:]]
+    if name == "batch_size":
+        steps += [v for v in (*up[1:2], *down[-2:-1]) if max(v, now) <= _DOUBLING * min(v, now)]
     if name == "num_workers" and now == 0:
         steps += [v for v in up if v <= space.machine.usable_cpus][-1:]
     if name == "cpu_threads":

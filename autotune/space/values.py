@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -32,6 +33,8 @@ _MOST_GROWTH = 8
 _ALIGNMENT = 8
 _LEAST_PART = 0.75
 """Of a size is left where it becomes a multiple of that."""
+_LEAST_MORE = 1.25
+"""Times as large a batch that lies between two doublings has to be."""
 MIN_STEPS_PER_EPOCH = 50
 """A larger batch would leave an epoch with too few optimizer steps to learn from."""
 
@@ -160,12 +163,38 @@ def _batch_size(ground: Ground) -> Choice:
     limit = max(now * _MOST_GROWTH, ground.max_batch_size or 0)
     if samples:
         limit = min(limit, max(now, samples // MIN_STEPS_PER_EPOCH))
-    sizes = [now, *(_aligned(now << times) for times in range(1, (limit // now).bit_length()))]
+    sizes = _ladder(now, limit)
     if len(sizes) < 2:
         return Choice(kept=f"a larger one would leave fewer than {MIN_STEPS_PER_EPOCH} steps in an epoch")
     lightest = _lightest(ground, min(_searched_workers(ground)))
     legal = [size for size in sizes if ground.allows(**{**lightest, "batch_size": size})]
     return Choice(values=ordered([now, *legal]))
+
+
+def _ladder(now: int, limit: int) -> list[int]:
+    """The batch itself and its doublings up to `limit`; between two of them half as much again, in eights."""
+    sizes = [now]
+    while (double := _doubling(now, len(sizes))) <= limit:
+        sizes.append(double)
+    between = [size for low in sizes if (size := _half_more(low)) and size <= limit]
+    return sorted({*sizes, *between})
+
+
+def _doubling(own: int, times: int) -> int:
+    return _aligned(own << times)
+
+
+def _half_more(size: int) -> int:
+    """Half as much again, as a multiple of 8; 0 where that is not much more."""
+    found = size * 3 // 2 // _ALIGNMENT * _ALIGNMENT
+    return found if found >= _LEAST_MORE * size else 0
+
+
+def stands_in_for(size: int, own: int) -> int | None:
+    """The doubling of the user's own batch that this size lies below; None for the doublings themselves."""
+    times = next(times for times in itertools.count() if _doubling(own, times) >= size)
+    double = _doubling(own, times)
+    return None if double == size or times == 0 else double
 
 
 def _aligned(size: int) -> int:

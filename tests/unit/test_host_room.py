@@ -56,8 +56,15 @@ def test_a_gpu_runs_full_by_itself() -> None:
 
 def test_what_does_not_fit_is_not_tried_and_the_report_says_why() -> None:
     """With the figures: what was expected, and what was free."""
-    know = known({64: 7.0})
+    know = known({64: 8.0})
     assert not worth_trying(know, know.yours.replace(batch_size=128))
     assert worth_trying(known({64: 2.0}), know.yours.replace(batch_size=128))
     (kept,) = batch_kept(know)
-    assert kept.why.endswith("expected to take 14.0 GiB of memory, and 12.0 GiB was free at the start")
+    assert kept.why.endswith("expected to take 12.0 GiB of memory, and 12.0 GiB was free at the start")
+
+
+def test_half_as_much_again_is_tried_where_twice_does_not_fit() -> None:
+    """Of 12 GiB that were free, 14 are too many and 10.5 are not."""
+    know = known({64: 7.0})
+    assert not worth_trying(know, know.yours.replace(batch_size=128))
+    assert worth_trying(know, know.yours.replace(batch_size=96))

@@ -81,7 +81,7 @@ def test_workers_that_cannot_change_bound_the_batch():
     yours = YOURS.replace(num_workers=4, prefetch_factor=2, persistent_workers=True)
     machine = plain_machine(shm_free_bytes=256 * MIB)
     workload = plain_workload(batch_bytes=8 * MIB, workers_fixed="the sampler counts them")
-    assert on_cpu(yours, machine, workload, allow="recipe").values("batch_size") == (32, 64)
+    assert on_cpu(yours, machine, workload, allow="recipe").values("batch_size") == (32, 48, 64)
 
 
 def test_what_yours_does_is_known_to_run():
@@ -104,18 +104,27 @@ def test_exact_leaves_rounding_alone():
 
 
 def test_recipe_searches_the_batch_size():
-    """Up to eight times the user's batch, or what they name, as far as fifty steps an epoch remain."""
-    assert on_cpu(allow="recipe").values("batch_size") == (32, 64, 128, 256)
-    assert on_cpu(allow="recipe", max_batch_size=600).values("batch_size") == (32, 64, 128, 256, 512)
-    assert on_cpu(allow="recipe", max_batch_size=64).values("batch_size") == (32, 64, 128, 256)
-    for own, sizes in ((50, (50, 96, 200, 400)), (6, (6, 12, 24, 48)), (100, (100, 200, 400, 800))):
+    """Up to eight times the user's batch, or what they name, as far as fifty steps an epoch remain.
+
+    Between two doublings lies half as much again, where a multiple of 8 does.
+    """
+    usual = (32, 48, 64, 96, 128, 192, 256)
+    assert on_cpu(allow="recipe").values("batch_size") == usual
+    assert on_cpu(allow="recipe", max_batch_size=600).values("batch_size") == (*usual, 384, 512)
+    assert on_cpu(allow="recipe", max_batch_size=64).values("batch_size") == usual
+    for own, sizes in (
+        (50, (50, 72, 96, 144, 200, 296, 400)),
+        (6, (6, 8, 12, 16, 24, 32, 48)),
+        (3, (3, 6, 8, 12, 16, 24)),
+        (100, (100, 144, 200, 296, 400, 600, 800)),
+    ):
         space = on_cpu(
             YOURS.replace(batch_size=own), workload=plain_workload(batch_samples=own), allow="recipe"
         )
         assert space.values("batch_size") == sizes, "multiples of 8 where one lies little below"
     few = plain_workload(dataset_samples=4000)
-    assert on_cpu(workload=few, allow="recipe", max_batch_size=600).values("batch_size") == (32, 64)
-    assert on_cpu(workload=few, allow="recipe").values("batch_size") == (32, 64)
+    assert on_cpu(workload=few, allow="recipe", max_batch_size=600).values("batch_size") == (32, 48, 64)
+    assert on_cpu(workload=few, allow="recipe").values("batch_size") == (32, 48, 64)
     tiny = plain_workload(dataset_samples=100)
     assert why(on_cpu(workload=tiny, allow="recipe"), "batch_size").startswith(
         "a larger one would leave fewer than 50"
