@@ -10,39 +10,37 @@ start from the same weights. Seconds are those of training, without looks at the
 
 Prints medians and ranges, and whether the recommendation holds: at least as fast to the target as every
 other row, and after equal epochs no more than 0.3 points under the defaults; beside that, what seeds leave
-to chance, in accuracy and, pair by pair, in seconds. Rows that train alike share their runs. Started again
-with the same file it goes on.
+to chance, in accuracy and, pair by pair, in seconds. Rows that train alike share their runs. How many samples
+a target takes is a matter of batch and numbers alone, and of luck: rows that have these in common pool their
+samples to the target, and differ by how fast they go through as many. Started again with the same file it
+goes on.
 Data: the folder named by AUTOTUNE_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, run_identity, task_of
+from accuracy_rows import ROWS, beside, judged, rows_of, seconds_to, table
+from accuracy_runs import Job, Mark, averaged, run_fresh, run_identity, task_of
 from raw_file import RawFile, identity
 from torch.nn.functional import cross_entropy
 
 import autotune
 from autotune.codec import decode
-from autotune.measure.stats import ratio_interval
 from autotune.outcome import Recipe
 from autotune.profile.schema import Profile
 from autotune.profile.yaml_io import dumps, loads
 from autotune.settings import LoaderSettings, Settings
 
-MOST_LOST = 0.3
-"""Points of accuracy that the recommendation may lie under the defaults."""
 EPOCHS = {"mnist": 3, "photos": 3}
 BATCH = {"mnist": 64, "photos": 32}
 TARGET: dict[str, float | None] = {"mnist": 98.0, "photos": None}
@@ -50,13 +48,6 @@ TARGET: dict[str, float | None] = {"mnist": 98.0, "photos": None}
 EVERY = {"mnist": 2000, "photos": 1000}
 
 
-ROWS = {
-    "defaults": "torch's defaults",
-    "kept": "tuned, batch kept",
-    "recommended": "tuned, recommended batch",
-    "throughput": "tuned, max-throughput batch",
-    "alone": "recommended batch, LR left alone",
-}
 TUNED: dict[str, dict[str, Any]] = {
     "kept": {"allow": "numerics"},
     "recommended": {"allow": "recipe"},
@@ -86,17 +77,6 @@ def tune(job: Job, tuning: Mapping[str, Any], options: Mapping[str, Any]) -> str
     return dumps(best.profile)
 
 
-def seconds_to(marks: Sequence[Mark], target: float) -> float:
-    """Seconds of training to the first mark at or above the target; infinite where there is none."""
-    mark = first_at(marks, target)
-    return math.inf if mark is None else mark.seconds
-
-
-def at_end_of(marks: Sequence[Mark], epoch: int) -> Mark:
-    """The last mark of an epoch."""
-    return [mark for mark in marks if mark.epoch == epoch][-1]
-
-
 def training_of(profile: Profile | None, batch_size: int) -> tuple[Settings, Recipe | None]:
     """All that a row's training differs by; a recipe that changes nothing is none."""
     defaults = Settings(loader=LoaderSettings(batch_size=batch_size))
@@ -123,88 +103,14 @@ def twins(profiles: Mapping[str, Profile | None], batch_size: int) -> dict[str, 
     return first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A row of the table: its figures, one for each seed."""
-
-    seconds: tuple[float, ...]
-    """To the target."""
-    accuracy: tuple[float, ...]
-    """Percent after equal epochs."""
-    epochs_s: tuple[float, ...]
-    """Seconds of those epochs."""
-
-
-def row_of(runs: Sequence[Sequence[Mark]], target: float, epochs: int) -> Row:
-    """The figures of a row's runs."""
-    ends = [at_end_of(marks, epochs) for marks in runs]
-    return Row(
-        seconds=tuple(seconds_to(marks, target) for marks in runs),
-        accuracy=tuple(end.accuracy for end in ends),
-        epochs_s=tuple(end.seconds for end in ends),
-    )
-
-
-def table(rows: Mapping[str, Row], notes: Mapping[str, str], target: float, epochs: int) -> str:
-    """Medians, and from the lowest to the highest."""
-    base = median(rows["defaults"].seconds)
-    lines = [
-        f"{'':<34} {f's to {target:g} %':>24} {'speed':>7} {f'accuracy, {epochs} ep.':>24} {'epochs s':>9}"
-    ]
-    for name, row in rows.items():
-        own = median(row.seconds)
-        speed = f"{base / own:.2f}x" if math.isfinite(base) and math.isfinite(own) else "-"
-        figures = f"{ranged(row.seconds, 1):>24} {speed:>7} {ranged(row.accuracy, 2):>24}"
-        lines.append(f"{ROWS[name]:<34} {figures} {median(row.epochs_s):>8.1f}  {notes[name]}".rstrip())
-    return "\n".join(lines)
-
-
-def ranged(values: Sequence[float], digits: int) -> str:
-    """Such as `8.1 (7.9 to 8.4)`; a target that was not reached is `never`."""
-    low, middle, high = (
-        f"{value:.{digits}f}" if math.isfinite(value) else "never"
-        for value in (min(values), median(values), max(values))
-    )
-    return f"{middle} ({low} to {high})"
-
-
-def judged(rows: Mapping[str, Row]) -> str:
-    """Whether the recommendation holds, and by how much."""
-    own = median(rows["recommended"].seconds)
-    faster = [n for n, row in rows.items() if n != "recommended" and not own <= median(row.seconds)]
-    lost = median(rows["defaults"].accuracy) - median(rows["recommended"].accuracy)
-    against = [f"{ROWS[name]!r} is faster to the target" for name in faster]
-    if not math.isfinite(own):
-        against.append("the target was not reached in most runs")
-    if lost > MOST_LOST:
-        against.append(f"the accuracy is {lost:.2f} points under that of the defaults")
-    said = f"accuracy against the defaults {-lost:+.2f} points, {chance(rows)}"
-    return f"FAIL: {'; '.join(against)} ({said})" if against else f"PASS: {said}"
-
-
-def chance(rows: Mapping[str, Row]) -> str:
-    """How well seeds and a test set of that size tell an accuracy: the mean difference, and its error."""
-    own, base = rows["recommended"].accuracy, rows["defaults"].accuracy
-    differences = [mine - theirs for mine, theirs in zip(own, base)]
-    if len(differences) < 2:
-        return "from one seed"
-    error = stdev(differences) / math.sqrt(len(differences))
-    return f"in the mean of {len(differences)} seeds {fmean(differences):+.2f} +- {error:.2f}"
-
-
-def beside(rows: Mapping[str, Row]) -> str:
-    """Seconds of each other row over the recommendation's, by seed: what the order of medians is worth."""
-    own = rows["recommended"].seconds
-    lines = []
-    for name, row in rows.items():
-        pairs = [(theirs, mine) for theirs, mine in zip(row.seconds, own)]
-        logs = [math.log(theirs / mine) for theirs, mine in pairs if math.inf not in (theirs, mine)]
-        if row.seconds == own or len(logs) < 2:
-            continue
-        ratio = ratio_interval(logs)
-        of = f"{len(logs)} of {len(pairs)} seeds"
-        lines.append(f"{ROWS[name]}: {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {of})")
-    return "\n".join(["seconds to the target over those of the recommendation, paired, 95 %:", *lines])
+def learning(profiles: Mapping[str, Profile | None], batch_size: int) -> dict[str, str]:
+    """For each row the first one that trains in the same batches with the same numbers, however fast."""
+    first: dict[tuple[int | None, Recipe | None], str] = {}
+    found = {}
+    for name, profile in profiles.items():
+        settings, recipe = training_of(profile, batch_size)
+        found[name] = first.setdefault((settings.loader.batch_size, recipe), name)
+    return found
 
 
 def description(profile: Profile | None, batch_size: int) -> str:
@@ -317,7 +223,7 @@ def main() -> None:
     profiles = profiles_of(raw, job, tuning, args.profiles)
     profiles = {name: profile for name, profile in profiles.items() if name in shown}
     runs = race(raw, job, profiles, args.seeds)
-    rows = {name: row_of(of_row, job.target, job.epochs) for name, of_row in runs.items()}
+    rows = rows_of(runs, learning(profiles, job.batch_size), job.target, job.epochs)
     notes = {name: description(profile, job.batch_size) for name, profile in profiles.items()}
     length = "" if job.samples is None else f"{job.samples:,} samples, "
     print(f"{job.data}, {length}{args.seeds} seeds, {job.device}, torch {torch.__version__}\n")

@@ -1,4 +1,4 @@
-"""The benchmarks of learning: what counts as reached, which rows train alike, and what decides."""
+"""The benchmarks of learning: runs, learning rates, and what a sample teaches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from itertools import pairwise
 import pytest
 import torch
 from benchmark_scripts import BENCHMARKS, load
-from profile_samples import sample_profile
 from strategies import plain_workload
 
 from autotune.outcome import Recipe
 from autotune.recipe.noise_scale import GradientStats, GradientStep, noise_scale
-from autotune.settings import LoaderSettings, Settings
 
 load("raw_file")
 load("real_workloads")
 runs = load("accuracy_runs")
-tta = load("time_to_accuracy")
 load("samples_to_target")
 load("efficiency_tasks")
 eff = load("efficiency")
@@ -33,34 +30,6 @@ def mark(epoch: int, samples: int, accuracy: float):
 
 
 MARKS = [mark(1, 100, 90.0), mark(1, 150, 98.5), mark(2, 250, 97.0), mark(2, 300, 98.0)]
-
-
-def test_the_target_is_reached_at_the_first_mark_that_meets_it():
-    """A later dip does not count, equality does; a target that was never met took for ever."""
-    assert tta.seconds_to(MARKS, 98.5) == pytest.approx(15.0)
-    assert tta.seconds_to(MARKS, 98.0) == pytest.approx(15.0)
-    assert tta.seconds_to(MARKS, 99.0) == math.inf
-
-
-def test_equal_epochs_are_judged_at_their_last_mark():
-    """Not at the best one, and not where a longer run ended."""
-    row = tta.row_of([[*MARKS, mark(3, 450, 99.0)]], 98.0, 2)
-    assert row.accuracy == (98.0,)
-    assert row.epochs_s == (30.0,)
-
-
-def test_a_mark_can_stand_for_the_mean_of_several():
-    """A lucky one does not reach the target then; at the beginning it is the mean of those there are."""
-    means = runs.averaged(MARKS, 2)
-    assert [(m.samples, m.accuracy) for m in means] == [
-        (100, 90.0),
-        (150, 94.25),
-        (250, 97.75),
-        (300, 97.5),
-    ]
-    assert tta.seconds_to(means, 98.5) == math.inf
-    assert tta.seconds_to(means, 97.5) == pytest.approx(25.0)
-    assert runs.averaged(MARKS, 1) == MARKS
 
 
 def test_a_rate_is_told_by_its_last_looks_and_the_samples_to_the_target():
@@ -83,97 +52,6 @@ def test_looks_at_a_training_are_held_beside_all_of_them_together():
     assert "all   100  one   100 (50 to 150)" in text
     assert text.endswith("inside 0 of 2, bound under 1")
     assert places.line("net", "over a stretch", [look(80.0)] * 3).endswith("inside 3 of 3, bound under 3")
-
-
-def recipe(batch_size: int) -> Recipe:
-    return Recipe(
-        batch_size=batch_size,
-        reference_batch_size=64,
-        learning_rates=(0.1 * batch_size / 64,),
-        reference_learning_rates=(0.1,),
-        lr_rule="linear",
-    )
-
-
-def test_rows_that_train_alike_share_their_runs():
-    """A recipe for the user's own batch is none, and another batch without its recipe is another row."""
-    yours = Settings(loader=LoaderSettings(batch_size=64))
-    large = yours.replace(batch_size=256)
-    kept = replace(sample_profile(), settings=yours, recipe=recipe(64))
-    grown = replace(kept, settings=large, recipe=recipe(256))
-    profiles = {
-        "defaults": None,
-        "kept": kept,
-        "recommended": grown,
-        "throughput": grown,
-        "alone": replace(grown, recipe=None),
-    }
-    same = tta.twins(profiles, 64)
-    assert same == {
-        "defaults": "defaults",
-        "kept": "defaults",
-        "recommended": "recommended",
-        "throughput": "recommended",
-        "alone": "alone",
-    }
-
-
-def test_a_profile_of_yours_trains_as_the_defaults_do():
-    """Although it says how many threads that is."""
-    found = Settings(loader=LoaderSettings(batch_size=64)).replace(cpu_threads=2)
-    measured = replace(sample_profile().measured, yours_settings=found)
-    kept = replace(sample_profile(), settings=found, measured=measured, recipe=None)
-    assert tta.twins({"defaults": None, "kept": kept}, 64) == {"defaults": "defaults", "kept": "defaults"}
-
-
-def rows(**changes):
-    """A table in which the recommendation is fastest, and as good as the defaults."""
-    slow = tta.Row(seconds=(10.0, 11.0, 30.0), accuracy=(98.5, 98.6, 98.7), epochs_s=(30.0,) * 3)
-    fast = replace(slow, seconds=(5.0, 6.0, 40.0), accuracy=(98.2, 98.4, 98.9))
-    return {name: fast if name == "recommended" else slow for name in tta.ROWS} | changes
-
-
-def test_the_recommendation_passes_where_no_row_is_faster_in_the_median():
-    """One slow seed does not decide, and a fifth of a point is not lost."""
-    assert tta.judged(rows()).startswith("PASS: accuracy against the defaults -0.20")
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"kept": {"seconds": (5.9, 5.9, 50.0)}}, "'tuned, batch kept' is faster"),
-        ({"recommended": {"accuracy": (98.2, 98.2, 98.9)}}, "0.40 points under"),
-        ({"recommended": {"seconds": (5.0, math.inf, math.inf)}}, "not reached in most runs"),
-    ],
-)
-def test_the_recommendation_fails_and_says_why(changes, said):
-    """Another row that is faster, accuracy that was lost, a target that was not reached."""
-    table = rows()
-    changed = {name: replace(table[name], **fields) for name, fields in changes.items()}
-    verdict = tta.judged(table | changed)
-    assert verdict.startswith("FAIL")
-    assert said in verdict
-
-
-def test_rows_are_held_beside_the_recommendation_seed_by_seed():
-    """Twice the seconds in each seed is twice without doubt; a target that one side missed is no pair."""
-    fast = rows()["recommended"]
-    twice = replace(fast, seconds=tuple(2 * seconds for seconds in fast.seconds))
-    missed = replace(twice, seconds=(10.0, 12.0, math.inf))
-    text = tta.beside({"recommended": fast, "kept": twice, "throughput": missed, "alone": fast})
-    assert "batch kept: 2.00 (2.00 to 2.00, 3 of 3 seeds)" in text
-    assert "max-throughput batch: 2.00 (2.00 to 2.00, 2 of 3 seeds)" in text
-    assert "alone" not in text.splitlines()[-1]
-
-
-def test_the_table_names_a_target_that_was_not_reached():
-    """Ranges with an end that never came, and no speed where the median did not."""
-    never = tta.Row(seconds=(5.0, math.inf, math.inf), accuracy=(90.0,) * 3, epochs_s=(1.0,) * 3)
-    text = tta.table(rows(alone=never), dict.fromkeys(tta.ROWS, ""), 98.0, 3)
-    line = next(line for line in text.splitlines() if line.startswith(tta.ROWS["alone"]))
-    assert "never (5.0 to never)" in line
-    assert "x" not in line.removeprefix(tta.ROWS["alone"])
-    assert "1.83x" in text
 
 
 def test_a_run_is_marked_and_goes_on_until_its_target():
@@ -214,6 +92,28 @@ def test_a_run_is_marked_and_goes_on_until_its_target():
     assert [m.epoch for m in runs.train(replace(job, target=0.0), task)] == [1, 1]
     again = runs.train(job, task)
     assert [m.accuracy for m in again] == [m.accuracy for m in marks]
+
+
+def test_a_file_of_an_earlier_version_is_gone_on_with():
+    """What could not be asked for then is left out of what runs have in common, until it is another."""
+    job = runs.Job(
+        data="photos",
+        seed=3,
+        profile="p.yaml",
+        batch_size=8,
+        epochs=1,
+        most_epochs=2,
+        target=30.0,
+        every=400,
+        samples=None,
+        crop=64,
+        device="cpu",
+    )
+    held = runs.run_identity(job, "seed", "profile")
+    assert {"seed", "profile", "lr", "mean_of", "net"}.isdisjoint(held)
+    assert held["samples"] is None
+    other = replace(job, net="shufflenet_v2_x0_5", mean_of=5)
+    assert runs.run_identity(other, "seed", "profile") == {**held, "net": "shufflenet_v2_x0_5", "mean_of": 5}
 
 
 def test_the_rate_of_yours_can_be_another():
@@ -274,7 +174,13 @@ def test_training_ends_where_the_target_is_reached():
         target=0.0,
         every=8,
     )
-    recipe_of_own = recipe(8)
+    recipe_of_own = Recipe(
+        batch_size=8,
+        reference_batch_size=64,
+        learning_rates=(0.0125,),
+        reference_learning_rates=(0.1,),
+        lr_rule="linear",
+    )
     marks = eff.train(task, recipe_of_own, seed=0)
     assert [mark.samples for mark in marks] == list(range(8, eff.EPOCHS * 64 + 1, 8))
     assert marks[-1].loss < marks[0].loss
