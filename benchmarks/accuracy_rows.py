@@ -131,8 +131,8 @@ def judged(rows: Mapping[str, Row]) -> str:
     """Whether the recommendation holds, by how much, and whether chance may be all that speaks against it."""
     own, sure, doubts = rows["recommended"], [], []
     for name, row in rows.items():
-        if name != "recommended" and median(row.paced_s) < median(own.paced_s):
-            ratio = ratio_of(row, own)
+        ratio = ratio_of(row, own)
+        if name != "recommended" and faster(row, own, ratio):
             surely = ratio is not None and ratio.high < 1
             (sure if surely else doubts).append(f"{ROWS[name]!r} is faster to the target")
     if not math.isfinite(median(own.paced_s)):
@@ -148,6 +148,13 @@ def judged(rows: Mapping[str, Row]) -> str:
     if sure:
         return f"FAIL: {'; '.join([*sure, *doubts])} ({said})"
     return f"NOT SHOWN, it may be chance: {'; '.join(doubts)} ({said})" if doubts else f"PASS: {said}"
+
+
+def faster(row: Row, own: Row, ratio: Interval | None) -> bool:
+    """Whether a row is ahead: by its pairs where both learn the same, else by the medians."""
+    if row.learns == own.learns and ratio is not None:
+        return ratio.value < 1
+    return median(row.paced_s) < median(own.paced_s)
 
 
 def difference(rows: Mapping[str, Row]) -> tuple[float, float | None]:
