@@ -97,6 +97,23 @@ def batch_norms_kept(models: Iterable[nn.Module]) -> Iterator[None]:
                 setattr(layer, _SCALED_FOR, scaled_for)
 
 
+@contextlib.contextmanager
+def batch_norms_at(models: Iterable[nn.Module], batch_size: int | None, own: int | None) -> Iterator[None]:
+    """Within the block BatchNorm layers have the momenta that a kit gives them for batches of that size.
+
+    Compiled code holds them as constants: a trial with others would leave the training that follows to
+    compile anew.
+    """
+    if batch_size is None or own is None or batch_size == own:
+        yield
+        return
+    modules = list(models)
+    with batch_norms_kept(modules):
+        for layer in batch_norms(modules):
+            layer.momentum = scaled_batch_norm(layer.momentum or 0.0, batch_size / own)
+        yield
+
+
 def _drive(
     recipe: Recipe | None,
     optimizer: Optimizer,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from autotune.errors import AutotuneError, BaselineError, ModelError, UsageError
 from autotune.facts import MachineFacts
 from autotune.measure import (
+    applying,
     batches,
     compiling,
     edge,
@@ -233,7 +234,13 @@ class Session:
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """One trial. Exceptions of the user's code become a Failure; global state is put back."""
-        return self._guarded(spec, spec.mode, lambda started: self._measure(spec, started))
+        size, own = spec.settings.loader.batch_size, self._own_batch_size()
+
+        def measure(started: float) -> Measurement:
+            with applying.batch_norms_at(self.models.values(), size, own):
+                return self._measure(spec, started)
+
+        return self._guarded(spec, spec.mode, measure)
 
     def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
         """Sums of the user's own gradients; everything is put back, as after a trial."""

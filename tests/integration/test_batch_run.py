@@ -10,8 +10,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import autotune
+from autotune import Workload
+from autotune.measure.inprocess import InProcessRunner
 from autotune.report.text import render
 from autotune.report.view import view_of
+from autotune.trial import Measurement, TrialSpec
 
 
 def digits(samples: int = 16000) -> TensorDataset:
@@ -20,6 +23,29 @@ def digits(samples: int = 16000) -> TensorDataset:
     labels = torch.arange(samples) % 10
     centres = torch.randn(10, 32, generator=generator)
     return TensorDataset(centres[labels] + 4 * torch.randn(samples, 32, generator=generator), labels)
+
+
+@pytest.mark.parametrize(("batch_size", "momentum"), [(16, 0.1), (32, 0.19), (8, 1 - 0.9**0.5)])
+def test_a_trial_has_the_momenta_that_training_will_have(batch_size: int, momentum: float) -> None:
+    """Compiled code holds them as constants, so that training at others would have to compile anew."""
+    norm, met = nn.BatchNorm1d(32), set()
+    norm.register_forward_hook(lambda layer, *_: met.add(layer.momentum))
+    model = nn.Sequential(nn.Linear(32, 32), norm, nn.ReLU(), nn.Linear(32, 10))
+    runner = InProcessRunner(
+        Workload(
+            model,
+            digits(),
+            loss=nn.functional.cross_entropy,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
+            batch_size=16,
+        )
+    )
+    yours = runner.describe().yours
+    for size, expected in ((batch_size, momentum), (16, 0.1)):
+        met.clear()
+        spec = TrialSpec(settings=yours.replace(batch_size=size), stage="joint", window_s=0.05)
+        assert isinstance(runner.run(spec), Measurement)
+        assert list(met) == [pytest.approx(expected)]
 
 
 @pytest.mark.slow
