@@ -58,6 +58,8 @@ def seconds_at(marks: Sequence[Mark], samples: float) -> float:
     """Seconds after which a run had seen so many samples, by the straight line between or beyond marks."""
     if samples == math.inf:
         return math.inf
+    if len(marks) == 1:
+        return marks[0].seconds * samples / marks[0].samples
     before, after = next(
         ((a, b) for a, b in pairwise(marks) if b.samples >= samples),
         (marks[-2], marks[-1]),
@@ -135,7 +137,7 @@ def judged(rows: Mapping[str, Row]) -> str:
         if name != "recommended" and faster(row, own, ratio):
             surely = ratio is not None and ratio.high < 1
             (sure if surely else doubts).append(f"{ROWS[name]!r} is faster to the target")
-    if not math.isfinite(median(own.paced_s)):
+    if not math.isfinite(median(own.seconds)):
         sure.append("the target was not reached in most runs")
     lost = median(rows["defaults"].accuracy) - median(own.accuracy)
     if lost > MOST_LOST:

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from raw_file import RawFile, identity
 from real_workloads import PHOTO_REPEATS, data_root
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -79,10 +80,10 @@ LATER_FIELDS: dict[str, Any] = {"lr": None, "mean_of": 1, "net": "resnet18"}
 """What a Job got in later versions, with what it was before."""
 
 
-def run_identity(job: Job, *left_out: str) -> dict[str, Any]:
-    """What runs have in common, as JSON: as in earlier versions where it asks for what they did."""
-    held = {name: value for name, value in encode(job).items() if name not in left_out}
-    return {n: v for n, v in held.items() if n not in LATER_FIELDS or v != LATER_FIELDS[n]}
+def runs_file(path: Path, benchmark: str, job: Job, left_out: Sequence[str], **asked: Any) -> RawFile:
+    """The raw data of runs that have all of a job in common but for `left_out`, whatever version began it."""
+    run = {name: value for name, value in encode(job).items() if name not in left_out}
+    return RawFile(path, identity(benchmark, run=run, **asked), later=LATER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
-from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, run_identity
-from raw_file import RawFile, fill, identity
+from accuracy_runs import Job, Mark, averaged, first_at, run_fresh, runs_file
+from raw_file import fill
 
 from autotune.codec import decode
 
@@ -73,8 +73,7 @@ def main() -> None:
         device=args.device,
         net=args.net,
     )
-    common = run_identity(job, "seed", "profile", "lr")
-    raw = RawFile(args.out, identity("learning_rates", run=common))
+    raw = runs_file(args.out, "learning_rates", job, ("seed", "profile", "lr"))
     work = {
         f"{rate:g}/{seed}": partial(_run, job, rate, seed)
         for seed in range(args.seeds)

@@ -21,18 +21,24 @@ class RawFile:
     Args:
         path: of the file; made at the first value.
         identity: what all of its values have in common, such as the machine and the budget.
+        later: fields of its parts that later versions added, with what they were before: a file that lacks
+            them holds the same.
 
     Raises:
         StudyError: when the file holds values of another identity.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], *, later: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.identity = json.loads(json.dumps(identity))
         self.values: dict[str, Any] = {}
         if path.exists():
             held = json.loads(_read(path))
-            unlike = [name for name in self.identity if held["identity"].get(name) != self.identity[name]]
+            theirs = {name: _without(part, later or {}) for name, part in held["identity"].items()}
+            mine = {name: _without(part, later or {}) for name, part in self.identity.items()}
+            unlike = [name for name in mine if theirs.get(name) != mine[name]]
             if unlike:
                 raise StudyError(
                     f"{path} holds something else",
@@ -54,6 +60,12 @@ class RawFile:
         beside = self.path.with_name(self.path.name + ".part")
         beside.write_bytes(packed)
         os.replace(beside, self.path)
+
+
+def _without(part: Any, later: Mapping[str, Any]) -> Any:
+    if not isinstance(part, dict):
+        return part
+    return {name: value for name, value in part.items() if name not in later or value != later[name]}
 
 
 Work = Mapping[str, Callable[[], Any]]

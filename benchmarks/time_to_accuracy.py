@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 from accuracy_rows import ROWS, beside, judged, rows_of, seconds_to, table
-from accuracy_runs import Job, Mark, averaged, run_fresh, run_identity, task_of
-from raw_file import RawFile, identity
+from accuracy_runs import Job, Mark, averaged, run_fresh, runs_file, task_of
+from raw_file import RawFile
 from torch.nn.functional import cross_entropy
 
 import autotune
@@ -215,10 +215,9 @@ def job_of(args: argparse.Namespace) -> Job:
 def main() -> None:
     args = arguments(sys.argv[1:])
     job = job_of(args)
-    run = run_identity(job, "seed", "profile")
     tuning = {"budget": args.budget, "epochs": args.told_epochs}
     out = args.out or Path(f"{args.data}-accuracy.json.gz")
-    raw = RawFile(out, identity("time_to_accuracy", tuning=tuning, run=run))
+    raw = runs_file(out, "time_to_accuracy", job, ("seed", "profile"), tuning=tuning)
     shown = {"defaults", "recommended", *(args.rows or ROWS)}
     profiles = profiles_of(raw, job, tuning, args.profiles)
     profiles = {name: profile for name, profile in profiles.items() if name in shown}

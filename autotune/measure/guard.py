@@ -101,7 +101,7 @@ def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
         return [None]
     workers = spec.settings.loader
     loader = LoaderSettings(
-        batch_size=_batch_size(session, spec.settings),
+        batch_size=compared_batch_size(session, spec.settings),
         num_workers=workers.num_workers,
         prefetch_factor=workers.prefetch_factor,
     )
@@ -116,7 +116,7 @@ def _drawn(session: Session, spec: NumericsSpec, deadline: float) -> list[Any]:
     return drawn
 
 
-def _batch_size(session: Session, settings: Settings) -> int | None:
+def compared_batch_size(session: Session, settings: Settings) -> int | None:
     """What was compiled for another size is no part of steps in the user's own."""
     if settings.compute.compile is not None:
         return settings.loader.batch_size
@@ -186,7 +186,7 @@ class _Runs:
         # One run's switches must not be left for the next: `apply_flags` turns on more than it turns off.
         flags.write_user_flags(session.user_flags)
         flags.apply_flags(settings.compute, session.user_flags, session.device.type)
-        return session.make_kit(settings.replace(batch_size=_batch_size(session, settings)))
+        return session.make_kit(settings.replace(batch_size=compared_batch_size(session, settings)))
 
     def run(self, settings: Settings, order: Sequence[int], seed: int) -> _Seen:
         """The gradient of the first batch, then a step on each batch in `order`, from the initial weights.

@@ -5,6 +5,7 @@ The same code runs in the bench process and, when asked for, in the user's own.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -234,13 +235,8 @@ class Session:
 
     def run(self, spec: TrialSpec) -> Measurement | Failure:
         """One trial. Exceptions of the user's code become a Failure; global state is put back."""
-        size, own = spec.settings.loader.batch_size, self._own_batch_size()
-
-        def measure(started: float) -> Measurement:
-            with applying.batch_norms_at(self.models.values(), size, own):
-                return self._measure(spec, started)
-
-        return self._guarded(spec, spec.mode, measure)
+        with self._momenta(spec.settings.loader.batch_size):
+            return self._guarded(spec, spec.mode, lambda started: self._measure(spec, started))
 
     def probe_gradients(self, spec: GradientSpec) -> GradientStats | Failure:
         """Sums of the user's own gradients; everything is put back, as after a trial."""
@@ -248,11 +244,15 @@ class Session:
 
     def compare_numerics(self, spec: NumericsSpec) -> NumericsRecord | Failure:
         """The same steps under two settings; everything is put back, as after a trial."""
-        return self._guarded(spec, "numerics", lambda started: guard.compare(self, spec, started))
+        with self._momenta(guard.compared_batch_size(self, spec.settings)):
+            return self._guarded(spec, "numerics", lambda started: guard.compare(self, spec, started))
 
     def pilot(self, spec: PilotSpec) -> PilotRecord | Failure:
         """Both batch sizes trained for a while; everything is put back, as after a trial."""
         return self._guarded(spec, "pilot", lambda started: pilot.train_both(self, spec, started))
+
+    def _momenta(self, batch_size: int | None) -> contextlib.AbstractContextManager[None]:
+        return applying.batch_norms_at(self.models.values(), batch_size, self._own_batch_size())
 
     def _guarded(
         self,

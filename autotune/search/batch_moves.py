@@ -89,13 +89,25 @@ def permitted(know: Knowledge, settings: Settings) -> bool:
 
 
 def in_turn(know: Knowledge, size: int) -> bool:
-    """Whether a size is one to try: those between two doublings are where the larger of the two is out."""
-    own = know.yours.loader.batch_size
-    double = None if own is None or gathered(know.ctx) else stands_in_for(size, own)
-    if double is None or double not in know.ctx.space.values("batch_size"):
+    """Whether a size is one to try: those between two doublings are where the larger of the two is out.
+
+    What ran once stays, whatever becomes of the larger one: the search builds on it.
+    """
+    double = _stood_in_for(know, size)
+    if double is None or any(settings.loader.batch_size == size for settings in know.full):
         return True
     larger = know.incumbent.replace(batch_size=double)
+    ran = [settings for settings in know.full if settings.loader.batch_size == double]
+    if ran:  # one that was slower is not out: less of the same would hardly be faster
+        return know.trains_worse(larger) or all(map(know.no_room, ran))
     return bool(caps(know.ctx, double) or _held_back(know, double) or would_fail(larger, know.history))
+
+
+def _stood_in_for(know: Knowledge, size: int) -> int | None:
+    """The doubling above a size between two, where it might be tried; None for the others."""
+    own = know.yours.loader.batch_size
+    double = None if own is None or gathered(know.ctx) else stands_in_for(size, own)
+    return double if double in know.ctx.space.values("batch_size") else None
 
 
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
@@ -223,7 +235,9 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
     if recommended != largest:
         return ()
     size = min(_sizes_over(know, largest), default=2 * largest)
-    return caps(know.ctx, size) or tuple(filter(None, [_held_back(know, size)]))
+    against = caps(know.ctx, size) or tuple(filter(None, [_held_back(know, size)]))
+    double = _stood_in_for(know, size)
+    return against if against or double is None else caps(know.ctx, double)
 
 
 def _held_back(know: Knowledge, size: int) -> str:
@@ -325,9 +339,18 @@ def _why_kept(know: Knowledge) -> str:
     capped = caps(ctx, size)
     if capped or (held_back := _held_back(know, size)):
         return capped[0] if capped else held_back
+    double = _stood_in_for(know, size)
+    if double is not None and (beyond := caps(ctx, double)):
+        return f"{beyond[0]}, and {_why_not_now(know, larger)}"
+    return _why_not_now(know, larger)
+
+
+def _why_not_now(know: Knowledge, larger: Settings) -> str:
+    """Why a larger batch that nothing speaks against was not tried."""
+    size = larger.loader.batch_size
     if would_fail(larger, know.history):
         return f"what failed before says that batches of {size} would fail"
-    if know.bound(larger) * ctx.weight(larger) < know.rate(know.incumbent):
+    if know.bound(larger) * know.ctx.weight(larger) < know.rate(know.incumbent):
         return f"at what loader and step reach alone, batches of {size} promise no gain"
     return "the search ended before larger batches had their turn"
 

@@ -41,7 +41,7 @@ _COMPARED = "numerics "
 _PILOTED = "pilot "
 """The same for training a while in another batch size."""
 _STARTUP_TRIALS = 5
-_DRAWS = 25
+_DRAWS = 50
 """Draws without something new after which the sampler counts as exhausted."""
 _SEARCH = ("yours", "joint", "sampled")
 

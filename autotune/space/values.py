@@ -192,9 +192,10 @@ def _half_more(size: int) -> int:
 
 def stands_in_for(size: int, own: int) -> int | None:
     """The doubling of the user's own batch that this size lies below; None for the doublings themselves."""
-    times = next(times for times in itertools.count() if _doubling(own, times) >= size)
-    double = _doubling(own, times)
-    return None if double == size or times == 0 else double
+    if size <= own:
+        return None
+    double = next(double for times in itertools.count(1) if (double := _doubling(own, times)) >= size)
+    return None if double == size else double
 
 
 def _aligned(size: int) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from autotune.measure import guard
 from autotune.measure.inprocess import InProcessRunner
+from autotune.measure.models import batch_norm_momenta
 from autotune.measure.seam import NumericsSpec
 from autotune.recipe.guard import NumericsRecord, NumericsRun, judge_numerics
 from autotune.trial import Failure
@@ -183,6 +184,26 @@ def test_equal_settings_take_equal_steps() -> None:
     assert found.again != found.reference_run
     assert found.gradients is not None
     assert found.gradients.cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("compiled", "momentum"), [("default", 0.19), (None, 0.1)])
+def test_what_is_compiled_is_compared_at_the_momenta_of_its_trial(
+    compiled: str | None, momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is of a batch size and holds them; what is not compiled is compared in the user's own."""
+    met: list[tuple[float, ...]] = []
+
+    def compare(session: Any, spec: Any, started: float) -> Failure:
+        met.append(batch_norm_momenta(session.models.values()))
+        return Failure(kind="timeout", message="enough was seen")
+
+    monkeypatch.setattr(guard, "compare", compare)
+    runner = InProcessRunner(rows(Drops()))
+    yours = runner.describe().yours
+    runner.compare_numerics(
+        NumericsSpec(settings=yours.replace(batch_size=32, compile=compiled), reference=yours)
+    )
+    assert met == [(pytest.approx(momentum),)]
 
 
 def test_the_noise_run_ends_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,8 @@ import torch
 from benchmark_scripts import BENCHMARKS, load
 from strategies import plain_workload
 
+from autotune.codec import encode
+from autotune.errors import StudyError
 from autotune.outcome import Recipe
 from autotune.recipe.noise_scale import GradientStats, GradientStep, noise_scale
 
@@ -94,8 +97,8 @@ def test_a_run_is_marked_and_goes_on_until_its_target():
     assert [m.accuracy for m in again] == [m.accuracy for m in marks]
 
 
-def test_a_file_of_an_earlier_version_is_gone_on_with():
-    """What could not be asked for then is left out of what runs have in common, until it is another."""
+def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path):
+    """What could not be asked for then, or was said to be nothing, is what it was; another net is not."""
     job = runs.Job(
         data="photos",
         seed=3,
@@ -109,11 +112,22 @@ def test_a_file_of_an_earlier_version_is_gone_on_with():
         crop=64,
         device="cpu",
     )
-    held = runs.run_identity(job, "seed", "profile")
-    assert {"seed", "profile", "lr", "mean_of", "net"}.isdisjoint(held)
-    assert held["samples"] is None
-    other = replace(job, net="shufflenet_v2_x0_5", mean_of=5)
-    assert runs.run_identity(other, "seed", "profile") == {**held, "net": "shufflenet_v2_x0_5", "mean_of": 5}
+
+    def opened(run, **changes):
+        path = tmp_path / "raw.json"
+        common = {name: run[name] for name in run if name not in ("seed", "profile")}
+        path.write_text(
+            json.dumps({"identity": load("raw_file").identity("b", run=common), "values": {"a": 1}})
+        )
+        return runs.runs_file(path, "b", replace(job, **changes), ("seed", "profile")).values
+
+    whole = encode(job)
+    before = {name: whole[name] for name in whole if name not in runs.LATER_FIELDS}
+    for earlier in (before, {**before, "lr": None}, whole):
+        assert opened(earlier) == {"a": 1}
+    with pytest.raises(StudyError, match="something else"):
+        opened(before, net="shufflenet_v2_x0_5")
+    assert opened({**before, "net": "shufflenet_v2_x0_5"}, net="shufflenet_v2_x0_5") == {"a": 1}
 
 
 def test_the_rate_of_yours_can_be_another():

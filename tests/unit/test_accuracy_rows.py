@@ -72,6 +72,7 @@ def test_seconds_are_read_between_and_beyond_marks():
     marks = [mark(1, 100, 1.0), replace(mark(1, 200, 1.0), seconds=40.0)]
     assert rows_py.seconds_at(marks, 150.0) == pytest.approx(25.0)
     assert rows_py.seconds_at(marks, 250.0) == pytest.approx(55.0)
+    assert rows_py.seconds_at(marks[:1], 150.0) == pytest.approx(15.0)
 
 
 def test_a_mark_can_stand_for_the_mean_of_several():

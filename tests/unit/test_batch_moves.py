@@ -7,13 +7,16 @@ from batch_worlds import QUIET, SGD, growing, noise, tuned
 from search_worlds import History, context, fake_runner, run_fake, space_of
 
 from autotune.facts import GpuFacts
+from autotune.outcome import Pilot
 from autotune.recipe.goodput import efficiency
 from autotune.search.batch import GradientLook, teaches
-from autotune.search.batch_moves import batch_choice, batch_kept, caps, next_batch, worth_trying
+from autotune.search.batch_moves import batch_choice, batch_kept, caps, in_turn, next_batch, worth_trying
 from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import acceptable
+from autotune.search.predict import _in_doublings
 from autotune.settings import Settings
+from autotune.space.values import stands_in_for
 from autotune.testing import fake_gradients
 from autotune.trial import Failure, Mode
 
@@ -74,6 +77,50 @@ def test_sizes_between_doublings_wait_until_the_larger_one_is_out(
     space = space_of(allow="recipe", **SGD)
     know = Knowledge(context(space, look=GradientLook(noise=noise(samples))), History().opened(space, 2000.0))
     assert {size: worth_trying(know, space.settings(batch_size=size)) for size in tried} == tried
+
+
+def test_what_ran_between_doublings_stays_when_the_larger_one_opens() -> None:
+    """As in half the width, or with more time for pilots: the search has built on it, and goes on to."""
+    space = space_of(allow="recipe", **SGD)
+    between = space.settings(batch_size=96)
+    history = History().opened(space, 2000.0).ran(between, 2500.0)
+    know = Knowledge(context(space, look=GradientLook(noise=noise(1e6))), history)
+    assert know.incumbent == between
+    assert worth_trying(know, between.replace(num_workers=2, prefetch_factor=2, persistent_workers=True))
+
+
+def test_a_larger_batch_that_was_slower_is_not_stood_in_for() -> None:
+    """Less of what brought nothing; also once there is no time for its pilot any more."""
+    space = space_of(allow="recipe", **SGD)
+    history = History().opened(space, 2000.0).ran(space.settings(batch_size=128), 1500.0)
+    for budget_s in (300.0, 60.0):
+        ctx = context(space, look=GradientLook(noise=noise(1e6)), budget_s=budget_s)
+        assert not in_turn(Knowledge(ctx, history), 96)
+
+
+def test_a_larger_batch_that_learned_too_little_is_stood_in_for() -> None:
+    """A pilot is better evidence of that than any noise scale."""
+    space = space_of(allow="recipe", **SGD)
+    worse = Pilot(kind="worse", batch_size=128, reference=64, reason="so it was")
+    history = History().opened(space, 2000.0).ran(space.settings(batch_size=128), 2500.0)
+    know = Knowledge(context(space, look=GradientLook(noise=noise(1e6)), pilots=(worse,)), history)
+    assert in_turn(know, 96)
+    assert not in_turn(know, 192), "256 stays open to it, though no pilot is left to pass"
+
+
+@pytest.mark.parametrize("own", [9, 50, 64, 100])
+def test_the_users_own_batch_stands_in_for_none(own: int) -> None:
+    """Nor do its doublings; and what the model looks at holds it, whatever the incumbent."""
+    space = space_of(allow="recipe", batch_samples=own, batch_size=own, **SGD)
+    sizes = [size for size in space.values("batch_size") if isinstance(size, int)]
+    doublings = [size for size in sizes if stands_in_for(size, own) is None]
+    assert doublings[0] == own
+    assert len(doublings) == 4
+    for size in set(sizes) - set(doublings):
+        assert stands_in_for(size, own) == min(double for double in doublings if double > size)
+    assert _in_doublings(space, doublings[1]).values("batch_size") == tuple(doublings)
+    between = next(size for size in sizes if size not in doublings)
+    assert _in_doublings(space, between).values("batch_size") == tuple(sorted([*doublings, between]))
 
 
 def test_what_fills_the_memory_is_stood_in_for() -> None:

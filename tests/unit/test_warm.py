@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from profile_samples import BEST, MACHINE, WORKLOAD, YOURS, sample_profile
 from search_worlds import fake_runner, run_fake, space_of
 
@@ -40,6 +41,15 @@ def test_a_winner_in_another_batch_is_tried_in_the_users_own_first() -> None:
     own, larger = first_guesses(space, [earlier])
     assert (own.loader.batch_size, larger.loader.batch_size) == (64, 128)
     assert own.loader.num_workers == larger.loader.num_workers == 2
+
+
+@pytest.mark.parametrize(("earlier", "here"), [(50, 64), (96, 96), (100, 128), (300, 256)])
+def test_a_batch_that_is_none_here_becomes_a_doubling(earlier: int, here: int) -> None:
+    """Sizes between two doublings have no turn of their own; what was exactly one of them may have it."""
+    space = space_of(allow="recipe")
+    won = space.yours.replace(batch_size=earlier, num_workers=2, prefetch_factor=2)
+    sizes = {guess.loader.batch_size for guess in first_guesses(space, [won])}
+    assert sizes == {64, here}
 
 
 def test_yours_is_no_guess_and_few_guesses_are_made() -> None:
