@@ -99,7 +99,9 @@ def in_turn(know: Knowledge, size: int) -> bool:
     larger = know.incumbent.replace(batch_size=double)
     ran = [settings for settings in know.full if settings.loader.batch_size == double]
     if ran:  # one that was slower is not out: less of the same would hardly be faster
-        return know.trains_worse(larger) or all(map(know.no_room, ran))
+        # Where its pilot failed, what is left is trained first: it may fail as well.
+        worse = know.trains_worse(larger) and not know.unpiloted(know.incumbent)
+        return worse or all(map(know.no_room, ran))
     return bool(caps(know.ctx, double) or _held_back(know, double) or would_fail(larger, know.history))
 
 

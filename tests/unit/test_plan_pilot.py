@@ -97,6 +97,14 @@ def test_a_batch_that_fails_is_out_and_larger_ones_with_it() -> None:
     assert move.spec.settings.loader.batch_size == 128
 
 
+def test_half_as_much_again_follows_a_batch_that_learns_where_twice_did_not() -> None:
+    """First the smaller one is trained in; where it passes, what lies between the two is tried."""
+    both = searching(pilots=(known("worse", 256), known("same", 128)))
+    move = next_move(both, ahead(128, 256))
+    assert isinstance(move, Run)
+    assert move.spec.settings.loader.batch_size == 192
+
+
 def test_before_the_finals_who_has_no_pilot_gets_one_or_stays_out() -> None:
     """A batch that nobody trained in wins nothing, and a smaller one that was is a candidate."""
     history = ahead(128, 256)
