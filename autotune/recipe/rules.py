@@ -55,12 +55,15 @@ def lr_factor(
     rule = "sqrt (Malladi et al. 2022, arXiv:2205.10287)"
     if worth is None or (root <= worth if k > 1 else root >= worth):
         return root, rule
-    return worth, f"gain (AdaScale, Johnson et al. 2020), under sqrt at a noise scale of {noise:.4g} samples"
+    return (
+        worth,
+        f"gain (AdaScale, Johnson et al. 2020), under sqrt at a noise scale of at least {noise:.3g} samples",
+    )
 
 
 def _sgd_factor(k: float, worth: float | None, noise: float | None) -> tuple[float, str]:
     if worth is not None:
-        return worth, f"gain (AdaScale, Johnson et al. 2020) at a noise scale of {noise:.4g} samples"
+        return worth, f"gain (AdaScale, Johnson et al. 2020) at a noise scale of at least {noise:.3g} samples"
     rule = "linear (Goyal et al. 2017, arXiv:1706.02677)"
     if k > MOST_LINEAR:
         return MOST_LINEAR, f"{rule}, no further than {MOST_LINEAR:g} times without a noise scale"
