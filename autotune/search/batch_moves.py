@@ -19,7 +19,6 @@ from autotune.search.parts import describe_change
 from autotune.search.pilot import unaffordable
 from autotune.settings import Settings
 from autotune.space.candidates import neighbours
-from autotune.space.values import stands_in_for
 from autotune.trial import TrialSpec
 
 LOOK_SHARE = 0.12
@@ -93,7 +92,7 @@ def in_turn(know: Knowledge, size: int) -> bool:
 
     What ran once stays, whatever becomes of the larger one: the search builds on it.
     """
-    double = _stood_in_for(know, size)
+    double = know.ctx.space.stood_in_for(size)
     if double is None or any(settings.loader.batch_size == size for settings in know.full):
         return True
     larger = know.incumbent.replace(batch_size=double)
@@ -103,13 +102,6 @@ def in_turn(know: Knowledge, size: int) -> bool:
         worse = know.trains_worse(larger) and not know.unpiloted(know.incumbent)
         return worse or all(map(know.no_room, ran))
     return bool(caps(know.ctx, double) or _held_back(know, double) or would_fail(larger, know.history))
-
-
-def _stood_in_for(know: Knowledge, size: int) -> int | None:
-    """The doubling above a size between two, where it might be tried; None for the others."""
-    own = know.yours.loader.batch_size
-    double = None if own is None or gathered(know.ctx) else stands_in_for(size, own)
-    return double if double in know.ctx.space.values("batch_size") else None
 
 
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
@@ -238,7 +230,7 @@ def _next_caps(know: Knowledge, choice: BatchChoice, recommended: int) -> tuple[
         return ()
     size = min(_sizes_over(know, largest), default=2 * largest)
     against = caps(know.ctx, size) or tuple(filter(None, [_held_back(know, size)]))
-    double = _stood_in_for(know, size)
+    double = know.ctx.space.stood_in_for(size)
     return against if against or double is None else caps(know.ctx, double)
 
 
@@ -341,7 +333,7 @@ def _why_kept(know: Knowledge) -> str:
     capped = caps(ctx, size)
     if capped or (held_back := _held_back(know, size)):
         return capped[0] if capped else held_back
-    double = _stood_in_for(know, size)
+    double = know.ctx.space.stood_in_for(size)
     if double is not None and (beyond := caps(ctx, double)):
         return f"{beyond[0]}, and {_why_not_now(know, larger)}"
     return _why_not_now(know, larger)

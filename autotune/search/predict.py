@@ -15,11 +15,10 @@ import numpy as np
 from autotune.search.compiling import first_s
 from autotune.search.knowledge import Knowledge
 from autotune.search.physics import Array, Coded, Seen, StepModel, code, fit
-from autotune.settings import KnobValue, Settings
+from autotune.settings import Settings
 from autotune.space.candidates import Space, neighbours
 from autotune.space.knobs import KNOBS, MoveGroup
 from autotune.space.rules import GRAPH_MODES, accelerator
-from autotune.space.values import stands_in_for
 from autotune.trial import Trial
 
 MAX_CANDIDATES = 2000
@@ -241,20 +240,13 @@ def _in_doublings(space: Space, size: int | None) -> Space:
 
     They are tried where a doubling is out, not for what the model says, and would halve what it looks at.
     """
-    own, gathered = space.yours.loader.batch_size, space.workload.step_samples is not None
-    if own is None or gathered:
-        return space
     options = tuple(
-        replace(option, values=tuple(v for v in option.values if v == size or not _between(v, own)))
+        replace(option, values=tuple(v for v in option.values if v == size or space.stood_in_for(v) is None))
         if option.knob == "batch_size"
         else option
         for option in space.options
     )
     return replace(space, options=options)
-
-
-def _between(size: KnobValue, own: int) -> bool:
-    return isinstance(size, int) and stands_in_for(size, own) is not None
 
 
 @lru_cache(maxsize=8)

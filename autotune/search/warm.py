@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Option, Space
-from autotune.space.values import stands_in_for
 
 MOST = 2
 """Earlier winners that are tried: each costs a trial, and more of them seldom differ by much."""
@@ -42,12 +41,9 @@ def _here(space: Space, settings: Settings) -> Settings:
 
 def _open_values(space: Space, option: Option, wanted: KnobValue) -> tuple[KnobValue, ...]:
     """An option's values; batch sizes between two doublings have no turn of their own, but for the wanted."""
-    own = space.yours.loader.batch_size
-    if option.knob != "batch_size" or own is None or space.workload.step_samples is not None:
+    if option.knob != "batch_size":
         return option.values
-    return tuple(
-        v for v in option.values if v == wanted or (isinstance(v, int) and not stands_in_for(v, own))
-    )
+    return tuple(v for v in option.values if v == wanted or space.stood_in_for(v) is None)
 
 
 def _nearest(wanted: KnobValue, values: Sequence[KnobValue]) -> KnobValue:

@@ -15,7 +15,7 @@ from autotune.outcome import Kept
 from autotune.settings import GROUPS, CompileMode, KnobValue, Precision, Settings
 from autotune.space import rules
 from autotune.space.knobs import CLASS_RANK, KNOBS, Knob, KnobClass, MoveGroup, knob
-from autotune.space.values import Ground, choice, native_precisions
+from autotune.space.values import Ground, choice, native_precisions, stands_in_for
 
 _DOUBLING = 2.5
 """Times as large a batch is at most still twice as large: sizes are rounded to multiples of 8."""
@@ -84,6 +84,17 @@ class Space:
             and all(flat[name] == self.start.flat()[name] for name in self.fixed)
             and not rules.violations(settings, self.machine, self.workload, yours=self.yours)
         )
+
+    def stood_in_for(self, batch_size: KnobValue) -> int | None:
+        """The doubling of the user's batch that this size lies below, where it may be tried; else None.
+
+        None also where steps keep their samples: there are no doublings then, but parts of a step.
+        """
+        own = self.yours.loader.batch_size
+        if own is None or self.workload.step_samples is not None or not isinstance(batch_size, int):
+            return None
+        double = stands_in_for(batch_size, own)
+        return double if double in self.values("batch_size") else None
 
     def every(self) -> Iterator[Settings]:
         """All that the options can make and that is legal here, each once; lazily, as there may be many."""
