@@ -28,6 +28,21 @@ rates = load("learning_rates")
 places = load("noise_places")
 
 
+JOB = runs.Job(
+    data="photos",
+    seed=0,
+    profile="",
+    batch_size=8,
+    epochs=1,
+    most_epochs=2,
+    target=30.0,
+    every=400,
+    samples=None,
+    crop=64,
+    device="cpu",
+)
+
+
 def mark(epoch: int, samples: int, accuracy: float):
     return runs.Mark(epoch=epoch, samples=samples, seconds=samples / 10, accuracy=accuracy)
 
@@ -67,19 +82,7 @@ def test_a_run_is_marked_and_goes_on_until_its_target():
         train=torch.utils.data.TensorDataset(x, y),
         test=(x, y),
     )
-    job = runs.Job(
-        data="mnist",
-        seed=0,
-        profile="",
-        batch_size=10,
-        epochs=1,
-        most_epochs=3,
-        target=101.0,
-        every=40,
-        samples=None,
-        crop=64,
-        device="cpu",
-    )
+    job = replace(JOB, data="mnist", batch_size=10, most_epochs=3, target=101.0, every=40)
     marks = runs.train(job, task)
     assert [(m.epoch, m.samples) for m in marks] == [
         (1, 40),
@@ -99,19 +102,7 @@ def test_a_run_is_marked_and_goes_on_until_its_target():
 
 def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path):
     """What could not be asked for then, or was said to be nothing, is what it was; another net is not."""
-    job = runs.Job(
-        data="photos",
-        seed=3,
-        profile="p.yaml",
-        batch_size=8,
-        epochs=1,
-        most_epochs=2,
-        target=30.0,
-        every=400,
-        samples=None,
-        crop=64,
-        device="cpu",
-    )
+    job = replace(JOB, seed=3, profile="p.yaml")
 
     def opened(run, **changes):
         path = tmp_path / "raw.json"
