@@ -155,7 +155,9 @@ def _least(drawn: Sequence[tuple[float, float]], finite: Sequence[GradientStep])
     blocks = -(-len(finite) // _BLOCK_STEPS) * _BLOCK_STEPS
     noise = _quantile(sorted(noise for noise, _ in drawn), CAUTION) / blocks
     square = math.fsum(step.square_of_mean for step in finite) / len(finite)
-    return noise / square if square > 0 else 0.0
+    bound = _ratio(noise, square)
+    # A square that is zero, or so near it that the ratio is no number, is rounding: it bounds nothing.
+    return bound if bound < math.inf else 0.0
 
 
 def _place(stats: GradientStats) -> str:

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autotune.outcome import NoiseScale
@@ -58,6 +58,13 @@ def test_a_loss_times_a_constant_has_the_same_noise_scale(given_stats, exponent)
     assert noise_scale(scaled) == noise_scale(given_stats)
 
 
+NEARLY_STILL = GradientStats(
+    micro_samples=1, micro_batches=2, steps=(step(1.0, 0.0),) * 7 + (step(5.0, 2.5e-323),)
+)
+"""Noise over the mean gradient's square is more than a float holds."""
+
+
+@example(NEARLY_STILL)
 @given(stats())
 def test_the_ends_enclose_the_value(given_stats):
     """From 0 to the lower end, the lower bound and the upper end; value and upper end are open together."""
