@@ -320,7 +320,7 @@ def _standings(
     ratios = {s: pairs(yours, s, finals, samples=samples, epochs=epochs, weight=weight) for s in sound}
     ratios = {s: found for s, found in ratios.items() if len(found) >= 2}
     # a candidate that loses every pair cannot win by chance either, so it takes no share of the error
-    in_question = max(1, sum(1 for found in ratios.values() if max(found) >= 0))
+    in_question = max(1, sum(1 for found in ratios.values() if max(found) >= -_ROUNDING))
     return tuple(_standing(settings, found, in_question, error) for settings, found in ratios.items())
 
 
