@@ -94,8 +94,8 @@ CLOSE = st.builds(GradientMatch, cosine=st.floats(COSINE_LIMIT, 1), norm_ratio=s
 def test_the_limits_are_where_they_are_said_to_be(losses, change, match, looked):
     """A change of the loss, a cosine or a norm beyond its limit is worse, others are not.
 
-    Where nobody looked at what another order of the batches does, a change of the loss has to be far larger to be
-    worse, and is never called the same.
+    Where nobody looked at what another order of the batches does, a change of the loss has to be far larger
+    to be worse, and beyond the usual limit is not called the same.
     """
     late = late_steps(len(losses))
     shown = [loss * (1 + change) if n >= len(losses) - late else loss for n, loss in enumerate(losses)]

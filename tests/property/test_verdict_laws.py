@@ -82,7 +82,7 @@ LOST_BUT_FOR_A_TIE = {
     CANDIDATES[0]: [100.0, 100.0, 99.99999999999999],
     CANDIDATES[1]: [100.0, 100.0, 100.0],
 }
-"""Whether a candidate ties in its last pair or loses it there is rounding, and so is how many are in question."""
+"""Whether the first candidate ties in its last pair or loses it is rounding."""
 
 
 @example(LOST_BUT_FOR_A_TIE, 1e-3, None)
