@@ -36,9 +36,9 @@ LOSS_LIMIT = 0.01
 NOISE_FACTOR = 2.0
 """The loss may change by so many times what another order of the batches does."""
 LOSS_LIMIT_ALONE = 0.5
-"""A change beyond this counts although there was no time for another order of the batches."""
+"""A change beyond this counts although there was no time for another order of the batches, or it is noisy."""
 TOO_NOISY = 0.05
-"""Where another order changes the loss by more than this, a change says nothing about rounding."""
+"""Where another order changes the loss by more than this, only a change beyond `LOSS_LIMIT_ALONE` counts."""
 COSINE_LIMIT = 0.99
 """Of the two gradients at the same weights; 0.9997 and more were seen in small networks where all is well."""
 NOISE_SHARE = 0.25
@@ -200,7 +200,7 @@ def judge_numerics(record: NumericsRecord) -> Numerics:
         reference=record.reference,
         steps=len(record.run.steps),
         loss_change=losses.change,
-        loss_limit=LOSS_LIMIT_ALONE if losses.noise is None else max(LOSS_LIMIT, NOISE_FACTOR * losses.noise),
+        loss_limit=_loss_limit(losses.noise),
         cosine=None if match is None else match.cosine,
         norm_ratio=None if match is None else match.norm_ratio,
         worst_cosine=None if match is None else match.worst_cosine,
@@ -213,7 +213,7 @@ def judge_numerics(record: NumericsRecord) -> Numerics:
     if not all(step.finite or step.skipped for step in record.reference_run.steps):
         return replace(found, reason=f"{base} itself gives losses or gradients that are NaN or infinite")
     noise = losses.noise or 0.0
-    worse = next(_faults(record, found, noise), "")
+    worse = next(_faults(record, found), "")
     if worse:
         return replace(found, kind="worse", reason=worse)
     if found.loss_change is None and found.cosine is None:
@@ -231,7 +231,14 @@ def judge_numerics(record: NumericsRecord) -> Numerics:
     return replace(found, kind="same", reason=reason)
 
 
-def _faults(record: NumericsRecord, found: Numerics, noise: float) -> Iterator[str]:
+def _loss_limit(noise: float | None) -> float:
+    """The change of the loss beyond which the settings are worse; under it a large one may stay unknown."""
+    if noise is None:
+        return LOSS_LIMIT_ALONE
+    return max(LOSS_LIMIT if noise <= TOO_NOISY else LOSS_LIMIT_ALONE, NOISE_FACTOR * noise)
+
+
+def _faults(record: NumericsRecord, found: Numerics) -> Iterator[str]:
     """What is beyond a limit, the most telling first."""
     count, run = found.steps, record.run
     if found.skipped > SKIP_LIMIT * max(count - CALIBRATION_STEPS, 0):
@@ -244,7 +251,7 @@ def _faults(record: NumericsRecord, found: Numerics, noise: float) -> Iterator[s
         yield f"loss or gradient was NaN or infinite in {bad} of {count} steps"
     yield from _gradient_faults(record)
     change = found.loss_change
-    if change is not None and noise <= TOO_NOISY and abs(change) > found.loss_limit:
+    if change is not None and abs(change) > found.loss_limit:
         direction = "above" if change > 0 else "below"
         yield (
             f"the loss after {count} steps was {_percent(abs(change))} {direction} {_base(record)}'s"

@@ -89,6 +89,21 @@ def test_a_loss_too_noisy_to_tell_is_unknown_unless_it_agrees():
     assert judge_numerics(record(late(2.001), again=noisy)).kind == "same"
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "kind"),
+    [
+        (2.12, 3.1, "worse"),
+        (2.12, 0.9, "worse"),
+        (2.12, 2.8, "unknown"),
+        (4.0, 5.8, "unknown"),
+        (4.0, 6.2, "worse"),
+    ],
+)
+def test_a_loss_that_is_far_off_is_worse_however_noisy_yours_is(own, others, kind):
+    """Beside 6 % of noise a change of half is worse; where the noise is more, twice that."""
+    assert judge_numerics(record(late(others), again=run(late(own)))).kind == kind
+
+
 def test_a_loss_next_to_nothing_is_held_against_the_first_one():
     """0.001 against 0.002 after a start at 2 is no difference in training."""
     low, lower = (*FLAT[:20], *(0.002,) * 10), (*FLAT[:20], *(0.001,) * 10)
