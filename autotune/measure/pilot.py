@@ -254,20 +254,23 @@ class _Runs:
     def _trained(self, kit: StepKit, seed: int, reached: Sequence[int], priced: Sequence[int]) -> PilotRun:
         loader = kit.settings.loader
         due, taken = sorted({*reached, *priced}), dict[int, float | None]()
+        size = loader.batch_size or 1
         trace: list[tuple[int, float | None]] = []
         for number, batch in enumerate(self._data.training(loader, due[-1], seed), start=1):
-            trace.append((number * (loader.batch_size or 1), self._step(kit, batch)))
+            trace.append((number * size, self._step(kit, batch)))
             if trace[-1][1] is not None and _finite(trace[-1][1]) is None:
                 break  # from here on every loss is
             while due and due[0] <= trace[-1][0]:
                 mark = due.pop(0)
                 taken[mark] = self._loss_at(kit, trace, mark)
-        seen = [loss for _, loss in trace if loss is not None]
-        known = [loss for loss in seen if math.isfinite(loss)]
+        seen = [(after - size, loss) for after, loss in trace if loss is not None]
+        known = [(before, loss) for before, loss in seen if math.isfinite(loss)]
+        levels = rules.levels(known, self.samples)
         return PilotRun(
             losses=tuple(_finite(taken.get(mark)) for mark in reached),
             priced=tuple(_finite(taken.get(mark)) for mark in priced),
-            most=max(known, default=None),
+            first=next(iter(levels), None),
+            most=max(levels, default=None),
             finite=len(known) == len(seen),
             steps=len(trace),
         )
@@ -282,7 +285,7 @@ class _Runs:
     def _loss_at(self, kit: StepKit, trace: Sequence[tuple[int, float | None]], mark: int) -> float | None:
         """On held-out samples, else the mean of the training losses shortly before."""
         if not self._held:
-            since = mark - rules.SPAN * self.samples
+            since = mark - self.samples / rules.SPANS
             recent = [loss for seen, loss in trace if seen > since and loss is not None]
             recent = recent or [loss for _, loss in trace[-1:] if loss is not None]
             return math.fsum(recent) / len(recent) if recent else None

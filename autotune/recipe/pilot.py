@@ -30,8 +30,8 @@ LEAST_HELD = 64
 """Where there are fewer, the training losses are compared."""
 _MARKS = (2 / 3, 7 / 9, 8 / 9, 1.0)
 """Where losses are taken, as parts of the run: the mean of several moves less than the last one."""
-SPAN = 1 / 6
-"""Of the run: training losses are averaged over as much before a mark."""
+SPANS = 6
+"""Training losses are averaged over one part in so many of the run."""
 
 LOSS_LIMIT = 0.02
 NOISE_FACTOR = 2.0
@@ -39,7 +39,13 @@ NOISE_FACTOR = 2.0
 TOO_NOISY = 0.15
 """With a wider limit than this, a loss within it says nothing."""
 DIVERGED = 3.0
-"""A training loss this many times the first one."""
+"""Training losses this many times those at the start.
+
+Both in the mean of a part of the run: a model that is trained already has batches whose loss is many times
+that of others.
+"""
+_LEVEL = 0.0005
+"""A change of a loss that is called none."""
 _FLAT = 0.1
 """A loss under this part of the first one is compared with that part: it is next to nothing itself."""
 
@@ -52,8 +58,10 @@ class PilotRun:
     """At the marks; None where it is not finite."""
     priced: tuple[float | None, ...] = ()
     """After `priced` times as many samples as at each mark; of the user's own batch alone."""
+    first: float | None = None
+    """Mean training loss over the first of `SPANS` parts of the run; None where the step returns none."""
     most: float | None = None
-    """The largest training loss; None where the step returns none."""
+    """The largest of these means."""
     finite: bool = True
     steps: int = 0
 
@@ -92,6 +100,19 @@ class PilotRecord:
 def marks(steps: int, batch_size: int) -> tuple[int, ...]:
     """Samples after which losses are taken, whole batches each."""
     return tuple(batch_size * max(1, round(part * steps)) for part in _MARKS)
+
+
+def levels(trace: Sequence[tuple[int, float]], samples: int) -> tuple[float, ...]:
+    """Mean training loss over each of `SPANS` parts of a run, in order; parts without a loss are left out.
+
+    Args:
+        trace: samples before a step, and its loss.
+        samples: of the whole run; steps beyond belong to its last part.
+    """
+    parts: dict[int, list[float]] = {}
+    for before, loss in trace:
+        parts.setdefault(min(before * SPANS // samples, SPANS - 1), []).append(loss)
+    return tuple(_mean(parts[part]) for part in sorted(parts))
 
 
 def priced_marks(reached: Sequence[int], priced: float, reference: int) -> tuple[int, ...]:
@@ -156,12 +177,17 @@ def _divergence(record: PilotRecord) -> Iterator[str]:
     if not run.finite:
         yield f"the loss became NaN or infinite within {run.steps} steps"
     if _diverged(run, record):
-        yield f"the loss rose to {run.most:.3g} within {run.steps} steps, from {record.first_loss:.3g}"
+        yield f"the loss rose to {run.most:.3g} within {run.steps} steps, from {_start(record):.3g}"
+
+
+def _start(record: PilotRecord) -> float:
+    """Training loss before the runs: that of the first batch, or the user's own where it was an easy one."""
+    known = [loss for loss in (record.first_loss, record.reference_run.first) if loss is not None]
+    return max(known, default=0.0)
 
 
 def _diverged(run: PilotRun, record: PilotRecord) -> bool:
-    first = record.first_loss
-    return run.most is not None and first is not None and first > 0 and run.most > DIVERGED * first
+    return run.most is not None and run.most > DIVERGED * _start(record) > 0
 
 
 def _compared(record: PilotRecord, found: Pilot, theirs: Sequence[PilotRun]) -> Pilot:
@@ -184,9 +210,14 @@ def _compared(record: PilotRecord, found: Pilot, theirs: Sequence[PilotRun]) -> 
         chance = ", and no time was left to see what chance does" if deviation is None else ""
         over = f"{_percent(change)} above what its samples are counted for (limit {_percent(limit)}{chance})"
         return replace(found, kind="worse", reason=f"{over}: {reason}")
-    if limit > TOO_NOISY and change > LOSS_LIMIT:
+    if limit > TOO_NOISY:
         why = f"chance alone moves the loss by {_percent(limit / NOISE_FACTOR)}"
-        return replace(found, reason=f"{_percent(change)} above, but {why}: {reason}")
+        where = (
+            "level"
+            if abs(change) < _LEVEL
+            else f"{_percent(abs(change))} {'above' if change > 0 else 'below'}"
+        )
+        return replace(found, reason=f"{where}, but {why}: {reason}")
     return replace(found, kind="same", reason=f"learns what its samples are counted for: {reason}")
 
 

@@ -103,6 +103,32 @@ def test_a_scaled_learning_rate_learns_what_its_samples_are_counted_for() -> Non
     assert "held-out loss" in judged.reason
 
 
+def trained(data: TensorDataset, epochs: int = 12) -> nn.Module:
+    """A perceptron that knows most of the data: its loss differs many times from batch to batch."""
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        for batch, target in DataLoader(data, batch_size=64, shuffle=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(batch), target).backward()
+            optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("warm_steps", [0, 20])
+def test_a_model_that_is_trained_already_does_not_diverge(warm_steps: int) -> None:
+    """Its easiest batch has under a third of its hardest one's loss: that is no fault of a batch size."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4096) % 10
+    centres = 4 * torch.randn(10, 32, generator=generator)
+    data = TensorDataset(centres[labels] + 2 * torch.randn(4096, 32, generator=generator), labels)
+    work = workload(trained(data), dataset=data, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    judged = judge_pilot(piloted(work, 32, priced=0.9, warm_steps=warm_steps))
+    assert "diverges" not in judged.reason, judged
+    assert "rose" not in judged.reason, judged
+
+
 def test_a_learning_rate_far_too_high_is_found() -> None:
     """Two hundred times the rate diverges, whatever the batch."""
     judged = judge_pilot(piloted(workload(), factor=200.0))

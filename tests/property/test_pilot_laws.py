@@ -24,7 +24,14 @@ from autotune.settings import Settings
 OWN = Settings().replace(batch_size=32)
 LOSSES = st.floats(0.01, 10.0)
 POINTS = st.tuples(LOSSES, LOSSES, LOSSES, LOSSES)
-RUNS = st.builds(PilotRun, losses=POINTS, priced=POINTS, most=LOSSES, steps=st.integers(30, 400))
+RUNS = st.builds(
+    PilotRun,
+    losses=POINTS,
+    priced=POINTS,
+    first=st.none() | LOSSES,
+    most=LOSSES,
+    steps=st.integers(30, 400),
+)
 CHANGED = st.builds(
     PilotRun,
     losses=st.one_of(POINTS, st.just((None,) * 4)),
@@ -93,12 +100,14 @@ def test_the_unit_of_the_loss_does_not_matter(record: PilotRecord, scale: float)
             run,
             losses=tuple(None if loss is None else scale * loss for loss in run.losses),
             priced=tuple(None if loss is None else scale * loss for loss in run.priced),
+            first=None if run.first is None else scale * run.first,
             most=None if run.most is None else scale * run.most,
         )
 
-    edge = record.first_loss is not None and any(
-        run is not None and run.most is not None and abs(run.most - 3 * record.first_loss) < 1e-9
+    edge = any(
+        start is not None and run is not None and run.most is not None and abs(run.most - 3 * start) < 1e-9
         for run in (record.run, record.reference_run, record.again)
+        for start in (record.first_loss, record.reference_run.first)
     )
     other = replace(
         record,
