@@ -122,7 +122,7 @@ def challenge_of(know: Knowledge, costs: Costs) -> tuple[Settings, Settings] | N
     verdict = judged(then, costs)
     if verdict.kind != "faster":
         return None
-    without = dict(without_each(then, verdict.winner))
+    without = {knob: s for knob, s in without_each(then, verdict.winner) if not then.ruled_out(s)}
     costly = {
         worth.knob: worth.ratio.value
         for worth in worths(then, verdict)

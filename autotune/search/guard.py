@@ -70,7 +70,8 @@ def guard_notes(know: Knowledge, winner: Settings) -> tuple[str, ...]:
     """What the user should know: how the winner's arithmetic compares, and what was left out for its own."""
     worse = [found for found in know.ctx.numerics if found.kind == "worse"]
     notes = [f"numerics: {found.in_words()}; left out" for found in worse]
-    faster = [s for s in know.full if know.unchecked(s) and know.rate(s) > know.rate(winner)]
+    best = winner if winner in know.full else know.incumbent  # who won by a challenge had no search trial
+    faster = [s for s in know.full if know.unchecked(s) and know.rate(s) > know.rate(best)]
     late = sorted({label(s.replace(compile=know.yours.compute.compile), know.yours) for s in faster})
     notes += [f"numerics: {each}: not checked: no time was left; left out" for each in late]
     if not changes(winner, know.yours):

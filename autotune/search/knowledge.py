@@ -205,9 +205,10 @@ class Knowledge:
         return math.log(LEAST_GAIN) if larger and "batch_size" in self.ctx.space.names else MIN_GAIN
 
     def gave_up(self, settings: Settings) -> bool:
-        """Whether no run of these settings was measured to the end."""
-        return all(
-            t.measurement is not None and t.measurement.stopped == "gave_up" for t in self.full[settings]
+        """Whether these settings ran, and no run of them was measured to the end."""
+        runs = self.full.get(settings, [])
+        return bool(runs) and all(
+            t.measurement is not None and t.measurement.stopped == "gave_up" for t in runs
         )
 
     def peak_bytes(self, settings: Settings) -> int | None:
@@ -255,8 +256,11 @@ class Knowledge:
         own, start = self.yours.compute, self.ctx.space.start.compute
         if settings.compute.precision in (own.precision, start.precision):
             return False
-        asked = (settings, settings.replace(compile=own.compile))
-        return all(self.numerics(each) is None for each in asked)
+        if self.numerics(settings) is not None:
+            return False
+        # Compiled code of a precision that is fine may go uncompared; of one that is not it may not.
+        plain = self.numerics(settings.replace(compile=own.compile))
+        return plain is None or plain.kind == "worse"
 
     def trains_worse(self, settings: Settings) -> bool:
         """Whether their arithmetic, or their batch size, was seen to harm training."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from search_worlds import History, context, space_of
+from strategies import plain_gpu
 
+from autotune.recipe.guard import Numerics
 from autotune.search.cost import MAX_PAIRS, MIN_PAIRS, Costs
 from autotune.search.finals import CHALLENGE_PAIRS, challenge_of, judged
+from autotune.search.guard import guard_notes
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Finish, Run, next_move
 from autotune.settings import Settings
@@ -68,6 +72,41 @@ def test_a_setting_that_costs_speed_is_challenged_and_loses_its_place() -> None:
     know = Knowledge(context(space), history)
     verdict = judged(know, Costs(know))
     assert (verdict.kind, verdict.winner, verdict.pairs) == ("faster", lean_of(space), CHALLENGE_PAIRS)
+
+
+def test_a_challenger_that_the_search_never_ran_wins_beside_what_nobody_compared() -> None:
+    """Notes on what was left out compare with the best of the search, where the winner has no rate."""
+    space = space_of(has_conv2d=True, image_input=True)
+    history = after_worth(space, LEAN)
+    uncompared = space.yours.replace(precision="tf32")
+    history[3:3] = History().ran(uncompared, 120.0)
+    ctx = context(space, search_over="done", numerics=())
+    played(space, history, LEAN)
+    know = Knowledge(ctx, history)
+    winner = judged(know, Costs(know)).winner
+    assert winner == lean_of(space)
+    assert winner not in know.full
+    assert know.unchecked(uncompared)
+    assert guard_notes(know, winner) == ()
+
+
+@pytest.mark.parametrize("judgements", [(), ("worse",)])
+def test_what_was_ruled_out_is_no_challenger(judgements: tuple[str, ...]) -> None:
+    """The winner without its compiled code may be a precision that trains worse, or that nobody compared."""
+    space = space_of(device="cuda:0", gpus=(plain_gpu(),), compile_fixed="")
+    coarse = space.settings(precision="bfloat16")
+    winner = space.settings(precision="bfloat16", compile="default")
+    known = [Numerics(kind="same", reason="", settings=winner, reference=space.yours)]
+    known += [Numerics(kind=kind, reason="", settings=coarse, reference=space.yours) for kind in judgements]
+    history = History().opened(space).ran(winner, WIN).ran(winner, WIN)
+    for pair in range(MAX_PAIRS):
+        history.ran(space.yours, 100, "final", pair=pair).ran(winner, WIN, "final", pair=pair)
+    for pair in range(3):
+        history.ran(winner, WIN, "worth", pair=pair)
+        history.ran(winner.replace(compile=None), LEAN, "worth", pair=pair)
+    know = Knowledge(context(space, search_over="done", numerics=tuple(known)), history)
+    assert judged(know, Costs(know)).winner == winner
+    assert challenge_of(know, Costs(know)) is None
 
 
 def test_settings_that_earn_their_place_are_not_challenged() -> None:

@@ -208,6 +208,15 @@ def test_what_is_known_of_a_precision_holds_for_it_compiled() -> None:
     assert not know.unchecked(YOURS.replace(compile="default"))
 
 
+def test_what_trains_worse_does_not_win_by_being_compiled() -> None:
+    """A precision that was compared and found too coarse says nothing good of what is compiled for it."""
+    compiled = BF16.replace(compile="default")
+    know = Knowledge(finals(numerics=(judged(BF16, 0.12),)), ahead(compiled))
+    assert know.unchecked(compiled)
+    assert candidates(know, Costs(know)) == ()
+    assert not Knowledge(finals(numerics=(judged(compiled),)), ahead(compiled)).unchecked(compiled)
+
+
 def test_a_candidate_in_its_finals_is_not_checked_any_more() -> None:
     """What it won would have to be judged again."""
     compiled = YOURS.replace(compile="default")
