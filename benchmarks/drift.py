@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from autotune.search.context import PlanContext
 from autotune.search.drift import Drift
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Run, Sample, acceptable, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import build_space

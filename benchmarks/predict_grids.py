@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from grids import Grid, read_grid
 
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.context import PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.physics import Array
 from autotune.search.predict import predicted_log_rates
 from autotune.settings import Settings

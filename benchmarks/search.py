@@ -38,8 +38,9 @@ from search_methods import RIVALS, Field, OutOfTimeError, best_at, rule_of_thumb
 import autotune
 from autotune.codec import decode
 from autotune.errors import BudgetError
+from autotune.search.context import PlanContext
 from autotune.search.engine import tune
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.listener import SilentListener
 from autotune.settings import Settings
 from autotune.testing import FakeClock

@@ -16,8 +16,8 @@ from grids import Grid, read_grid
 from replay import ReplayRunner, confined, options, space_of
 from search import DATA, complete
 
+from autotune.search.context import PlanContext
 from autotune.search.engine import tune
-from autotune.search.knowledge import PlanContext
 from autotune.search.listener import SilentListener
 from autotune.search.plan import next_move
 from autotune.search.study import open_study

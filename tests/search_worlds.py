@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from autotune.outcome import Outcome
 from autotune.recipe.guard import Numerics
+from autotune.search.context import PlanContext
 from autotune.search.engine import TuneOptions, tune
-from autotune.search.knowledge import PlanContext
 from autotune.search.listener import SilentListener
 from autotune.settings import Settings
 from autotune.space.candidates import Space, build_space

@@ -11,9 +11,10 @@ from autotune.outcome import BatchChoice, Interval, Kept, Verdict
 from autotune.recipe.goodput import BatchRate, batch_caps, choose_batch
 from autotune.recipe.noise_scale import LEAST_STEPS
 from autotune.search.checking import uncheckable
+from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
 from autotune.search.host_room import overfull
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.lessons import would_fail
 from autotune.search.parts import describe_change
 from autotune.search.pilot import unaffordable

@@ -17,6 +17,7 @@ from autotune.search.batch import look_of
 from autotune.search.batch_moves import batch_choice, batch_kept, batch_notes
 from autotune.search.checking import checkable, precision_kept
 from autotune.search.compiling import affordable, compile_kept, compile_notes
+from autotune.search.context import PlanContext
 from autotune.search.cost import TIME_USED_UP, Costs
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, disturbances, short_budget, unmeasured, used_up
@@ -24,7 +25,7 @@ from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.guard import guard_notes, record_of
 from autotune.search.headroom import headroom_notes
 from autotune.search.identity import identity
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
 from autotune.search.pilot import pilot_notes, pilot_record_of

@@ -22,12 +22,13 @@ from itertools import islice
 from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
 from autotune.search.compiling import pays_back, too_dear
+from autotune.search.context import PlanContext
 from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
 from autotune.search.guard import early_check, next_check
 from autotune.search.guard import reserve_s as guard_s
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.moves import (
     confirm,
     next_compiled,

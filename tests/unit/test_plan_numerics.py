@@ -12,11 +12,12 @@ from autotune.measure.seam import NumericsSpec
 from autotune.recipe.guard import CHECKED, LEAST_STEPS, STEPS, Numerics, NumericsRecord, judge_numerics
 from autotune.search.checking import LEAST_SHARE, SHARE, needed_s, precision_kept, uncheckable
 from autotune.search.compiling import later_s
+from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
 from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.guard import early_check, guard_notes, next_check, reserve_s
-from autotune.search.knowledge import Knowledge, PlanContext
+from autotune.search.knowledge import Knowledge
 from autotune.search.plan import CheckNumerics, Finish, Run, acceptable, next_move
 from autotune.settings import Settings
 from autotune.testing import fake_numerics
