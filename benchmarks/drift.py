@@ -27,9 +27,10 @@ from typing import Any
 from unittest import mock
 
 from autotune.search.context import PlanContext
+from autotune.search.decision import Run, Sample
 from autotune.search.drift import Drift
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Run, Sample, acceptable, next_move
+from autotune.search.plan import acceptable, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import build_space
 from autotune.testing import FakeClock, FakeRunner, fake_description

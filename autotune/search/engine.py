@@ -19,6 +19,7 @@ from autotune.search.checking import checkable, precision_kept
 from autotune.search.compiling import affordable, compile_kept, compile_notes
 from autotune.search.context import PlanContext
 from autotune.search.cost import TIME_USED_UP, Costs
+from autotune.search.decision import CheckNumerics, EndSearch, Finish, LookAtGradients, Run, Sample, TrainBoth
 from autotune.search.edge import edge_notes
 from autotune.search.faults import baseline_error, disturbances, short_budget, unmeasured, used_up
 from autotune.search.finals import candidates, judged, ratio_beside, worths
@@ -29,18 +30,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
 from autotune.search.pilot import pilot_notes, pilot_record_of
-from autotune.search.plan import (
-    CheckNumerics,
-    EndSearch,
-    Finish,
-    LookAtGradients,
-    Run,
-    Sample,
-    TrainBoth,
-    acceptable,
-    needed_s,
-    next_move,
-)
+from autotune.search.plan import acceptable, needed_s, next_move
 from autotune.search.verdict import disturbed_finals
 from autotune.search.warm import first_guesses
 from autotune.settings import KnobValue, Settings

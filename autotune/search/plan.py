@@ -16,14 +16,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
-from autotune.measure.seam import GradientSpec, NumericsSpec, PilotSpec
 from autotune.search import batch_moves
 from autotune.search.compiling import pays_back, too_dear
 from autotune.search.context import PlanContext
 from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs
+from autotune.search.decision import (
+    CheckNumerics,
+    EndSearch,
+    Finish,
+    LookAtGradients,
+    Move,
+    Run,
+    Sample,
+    TrainBoth,
+)
 from autotune.search.edge import next_edge
 from autotune.search.finals import candidates, next_challenge, next_final, next_worth
 from autotune.search.guard import early_check, next_check
@@ -67,59 +75,6 @@ _CEILINGS: tuple[tuple[Mode, str], ...] = (
     ("loader", "what the loader alone delivers"),
     ("compute", "what the step alone takes"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Run this next."""
-
-    spec: TrialSpec
-    capped: bool = False
-    """Whether the budget sets the timeout: reaching it then says nothing about the settings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """Ask the sampler for settings that are `acceptable`, and run them by this spec."""
-
-    spec: TrialSpec
-    capped: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookAtGradients:
-    """Look at the user's gradients: what is found becomes `PlanContext.look`."""
-
-    spec: GradientSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckNumerics:
-    """Compare steps: the judgement joins `PlanContext.numerics`."""
-
-    spec: NumericsSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainBoth:
-    """Train a changed batch beside the user's own: the judgement joins `PlanContext.pilots`."""
-
-    spec: PilotSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndSearch:
-    """Go on to the finals: `reason` becomes `PlanContext.search_over`."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
-    """Nothing is left to do."""
-
-
-Move = Run | Sample | LookAtGradients | CheckNumerics | TrainBoth | EndSearch | Finish
 
 
 def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:

@@ -9,8 +9,9 @@ from finals_trials import YOURS, finals, workers
 from search_worlds import History, context, fake_runner, run_fake, space_of, steady_rate
 
 from autotune.outcome import Interval, Verdict
+from autotune.search.decision import Run
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Run, next_move
+from autotune.search.plan import next_move
 from autotune.search.verdict import disturbed_finals, unless_disturbed
 from autotune.settings import Settings
 from autotune.trial import Block, Measurement, Trial, TrialSpec

@@ -14,8 +14,9 @@ from autotune.errors import StudyError
 from autotune.recipe.noise_scale import GradientStats
 from autotune.search.batch import GradientLook, look_of
 from autotune.search.batch_moves import next_look
+from autotune.search.decision import LookAtGradients
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import LookAtGradients, next_move
+from autotune.search.plan import next_move
 from autotune.testing import fake_gradients
 from autotune.trial import Failure
 

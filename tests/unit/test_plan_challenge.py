@@ -8,10 +8,11 @@ from strategies import plain_gpu
 
 from autotune.recipe.guard import Numerics
 from autotune.search.cost import MAX_PAIRS, MIN_PAIRS, Costs
+from autotune.search.decision import Finish, Run
 from autotune.search.finals import CHALLENGE_PAIRS, challenge_of, judged
 from autotune.search.guard import guard_notes
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Finish, Run, next_move
+from autotune.search.plan import next_move
 from autotune.settings import Settings
 from autotune.space.candidates import Space
 

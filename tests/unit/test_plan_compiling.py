@@ -23,6 +23,7 @@ from autotune.search.compiling import (
     too_dear,
 )
 from autotune.search.cost import Costs
+from autotune.search.decision import Run
 from autotune.search.engine import TuneOptions, tune
 from autotune.search.finals import next_worth
 from autotune.search.knowledge import Knowledge
@@ -31,7 +32,7 @@ from autotune.search.listener import SilentListener
 from autotune.search.moves import next_compiled, worth_trying_now
 from autotune.search.parts import _compute_variants
 from autotune.search.pilot import unaffordable
-from autotune.search.plan import Run, next_move
+from autotune.search.plan import next_move
 from autotune.search.recheck import recheck
 from autotune.settings import Settings
 from autotune.space.candidates import Space, bundle, neighbours

@@ -6,8 +6,9 @@ import dataclasses
 
 from search_worlds import History, context, space_of
 
+from autotune.search.decision import EndSearch, Run
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import EndSearch, Run, next_move
+from autotune.search.plan import next_move
 from autotune.settings import Settings
 from autotune.space.candidates import Space
 

@@ -10,8 +10,9 @@ from search_worlds import History, context, space_of
 from strategies import plain_gpu
 
 from autotune.search.cost import Costs, min_blocks, window_s
+from autotune.search.decision import Run
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Run, next_move
+from autotune.search.plan import next_move
 
 
 @pytest.mark.parametrize(

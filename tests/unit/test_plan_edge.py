@@ -10,9 +10,10 @@ from search_worlds import History, context, fake_runner, run_fake, space_of
 from autotune.outcome import Outcome
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
+from autotune.search.decision import Finish, Run
 from autotune.search.edge import edge_notes, next_edge
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Finish, Run, next_move
+from autotune.search.plan import next_move
 from autotune.search.verdict import disturbed_finals, judge
 from autotune.settings import Settings
 from autotune.trial import Failure, Trial, TrialSpec

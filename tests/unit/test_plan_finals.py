@@ -6,9 +6,10 @@ import pytest
 from search_worlds import History, context, space_of
 
 from autotune.search.cost import TIME_USED_UP, Costs
+from autotune.search.decision import Finish
 from autotune.search.finals import candidates, judged, ratio_beside, worths
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Finish, _reserve_s, next_move
+from autotune.search.plan import _reserve_s, next_move
 
 SPACE = space_of(has_conv2d=True, image_input=True)
 FAST = SPACE.settings(num_workers=2)

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from search_worlds import History, context, space_of
 
+from autotune.search.decision import EndSearch, Finish, Run, Sample
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import EndSearch, Finish, Run, Sample, acceptable, needed_s, next_move
+from autotune.search.plan import acceptable, needed_s, next_move
 from autotune.space.candidates import bundle
 from autotune.testing import fake_description
 from autotune.trial import Trial

@@ -14,11 +14,12 @@ from autotune.search.checking import LEAST_SHARE, SHARE, needed_s, precision_kep
 from autotune.search.compiling import later_s
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
+from autotune.search.decision import CheckNumerics, Finish, Run
 from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.guard import early_check, guard_notes, next_check, reserve_s
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import CheckNumerics, Finish, Run, acceptable, next_move
+from autotune.search.plan import acceptable, next_move
 from autotune.settings import Settings
 from autotune.testing import fake_numerics
 from autotune.trial import Failure, Mode

@@ -14,12 +14,13 @@ from autotune.search.batch import GradientLook
 from autotune.search.batch_moves import next_look
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
+from autotune.search.decision import Run, TrainBoth
 from autotune.search.engine import _incomplete
 from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.knowledge import Knowledge
 from autotune.search.pilot import SHARE, early_pilot, pilot_notes, reserve_s, unaffordable
-from autotune.search.plan import Run, TrainBoth, acceptable, next_move
+from autotune.search.plan import acceptable, next_move
 from autotune.settings import Settings
 from autotune.space.candidates import bundle
 from autotune.testing import FakeRunner, fake_gradients, fake_pilot

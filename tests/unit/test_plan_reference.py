@@ -6,8 +6,9 @@ import pytest
 from search_worlds import History, context, fake_runner, run_fake, space_of, steady_rate
 
 from autotune.search.cost import Costs
+from autotune.search.decision import Run
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Run, next_move
+from autotune.search.plan import next_move
 from autotune.settings import Settings
 from autotune.trial import TrialSpec
 
