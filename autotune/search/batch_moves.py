@@ -96,13 +96,15 @@ def in_turn(know: Knowledge, size: int) -> bool:
     double = know.ctx.space.stood_in_for(size)
     if double is None or any(settings.loader.batch_size == size for settings in know.full):
         return True
+    if caps(know.ctx, double):
+        return True
     larger = know.incumbent.replace(batch_size=double)
     ran = [settings for settings in know.full if settings.loader.batch_size == double]
     if ran:  # one that was slower is not out: less of the same would hardly be faster
         # Where its pilot failed, what is left is trained first: it may fail as well.
         worse = know.trains_worse(larger) and not know.unpiloted(know.incumbent)
         return worse or all(map(know.no_room, ran))
-    return bool(caps(know.ctx, double) or _held_back(know, double) or would_fail(larger, know.history))
+    return bool(_held_back(know, double) or would_fail(larger, know.history))
 
 
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:

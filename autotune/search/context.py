@@ -45,6 +45,8 @@ class PlanContext:
     """What training a while in other batch sizes gave, in that order."""
     piloted_s: float = 0.0
     """Seconds of this session's budget that went into them."""
+    untrained: frozenset[int] = frozenset()
+    """Batch sizes that ran and that no time is left to train in; see `pilot.settled`."""
 
     def weight(self, settings: Settings) -> float:
         """What a sample teaches under `settings`, relative to *yours*: what rates are multiplied by."""

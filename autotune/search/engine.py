@@ -29,7 +29,7 @@ from autotune.search.identity import identity
 from autotune.search.knowledge import Knowledge
 from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
-from autotune.search.pilot import pilot_notes, pilot_record_of
+from autotune.search.pilot import pilot_notes, pilot_record_of, settled
 from autotune.search.plan import acceptable, needed_s, next_move
 from autotune.search.verdict import disturbed_finals
 from autotune.search.warm import first_guesses
@@ -147,6 +147,7 @@ class _Session:
         self.pilots = [judge_pilot(record) for record in self.store.piloted]
         self.piloted_s = 0.0
         self.stage = ""
+        self._unteach([found.kind for found in self.numerics] + [found.kind for found in self.pilots])
 
     def _open(self) -> StudyStore:
         from autotune.search.study import open_study
@@ -230,6 +231,7 @@ class _Session:
         record = record_of(spec, self.runner.compare_numerics(spec))
         self.store.keep_compared(record)
         self.numerics.append(judge_numerics(record))
+        self._unteach([self.numerics[-1].kind])
 
     def _pilot(self, spec: PilotSpec) -> None:
         self.stage = "pilot"
@@ -240,17 +242,24 @@ class _Session:
         self.piloted_s += self.elapsed_s() - before_s
         self.store.keep_piloted(record)
         self.pilots.append(judge_pilot(record))
+        self._unteach([self.pilots[-1].kind])
+
+    def _unteach(self, kinds: Sequence[str]) -> None:
+        """The sampler no longer aims at what was found to train worse."""
+        if "worse" in kinds:
+            self.store.unteach(self._know().trains_worse)
+            self.exhausted = False
 
     def _sample(self, move: Sample) -> None:
-        context, know = self.context, self._know()
+        know = self._know()
         drawn = self.store.draw(
             lambda values: self.space.settings(**checkable(know, affordable(know, values))),
-            lambda settings: acceptable(context, self.history, settings),
+            lambda settings: acceptable(know.ctx, self.history, settings),
         )
         if drawn is None:
             self.exhausted = True
         else:
-            self._run(dataclasses.replace(move, spec=_of_drawn(context, move.spec, drawn)))
+            self._run(dataclasses.replace(move, spec=_of_drawn(know.ctx, move.spec, drawn)))
 
     def _run(self, move: Run | Sample) -> None:
         spec = move.spec
@@ -302,7 +311,7 @@ class _Session:
             raise short_budget(budget_s, whole_s, trial.measurement.wall_s, self.elapsed_s())
 
     def _know(self) -> Knowledge:
-        return Knowledge(self.context, self.history)
+        return Knowledge(settled(self.context, self.history), self.history)
 
     def _outcome(self, interrupted: bool) -> Outcome:
         know = self._know()

@@ -82,7 +82,7 @@ class Knowledge(Rates):
         """Whether these settings are no good in any batch size."""
         found = self.numerics(settings)
         harmful = found is not None and found.kind == "worse"
-        return harmful or self.gave_up(settings) or self.no_room(settings)
+        return harmful or self.gave_up(settings) or self.no_room(settings) or self.broken(settings)
 
     def ruled_out(self, settings: Settings) -> bool:
         """Whether these settings can be neither the incumbent nor a candidate.
@@ -92,15 +92,20 @@ class Knowledge(Rates):
         """
         unproven = self.unpiloted(settings) or self.unchecked(settings)
         too_late = bool(self.ctx.search_over) and unproven
-        return too_late or self._barred(settings) or self.unfit(settings) or self.trains_worse(settings)
+        return too_late or self.barred(settings) or self.unfit(settings) or self.trains_worse(settings)
 
-    def _barred(self, settings: Settings) -> bool:
-        """Whether their batch may not be: it ran in a session before this one, which was asked for less."""
+    def barred(self, settings: Settings) -> bool:
+        """Whether their batch may not be, though it ran.
+
+        In a session before this one, which was asked for less; or before it was known that no time is left to
+        train in it.
+        """
         size, own = settings.loader.batch_size, self.yours.loader.batch_size
         if size is None or size == own or "batch_size" not in self.ctx.space.names:
             return False
         most, look = self.ctx.max_batch_size, self.ctx.look
-        return (most is not None and size > most) or (look is not None and bool(look.refused))
+        refused = look is not None and bool(look.refused)
+        return refused or (most is not None and size > most) or size in self.ctx.untrained
 
     def _climb(self, order: Sequence[Settings]) -> Settings:
         incumbent = order[0]
@@ -135,7 +140,7 @@ class Knowledge(Rates):
             return None
         last = next(t.settings for t in reversed(self.history) if t.settings in (challenger, incumbent))
         pair = (incumbent, challenger) if last == challenger else (challenger, incumbent)
-        return next((s for s in pair if len(self.full[s]) < MAX_REPEATS), None)
+        return next((s for s in pair if len(self.full[s]) < MAX_REPEATS and not self.broken(s)), None)
 
     @cached_property
     def doubtful(self) -> Settings | None:
@@ -146,7 +151,8 @@ class Knowledge(Rates):
         """
         ahead: dict[Settings, float] = {}
         for settings in self.full:
-            out = settings == self.incumbent or self.no_room(settings) or self.trains_worse(settings)
+            out = self.trains_worse(settings) or self.barred(settings) or self.broken(settings)
+            out |= settings == self.incumbent or self.no_room(settings)
             if not out and len(self.full[settings]) < LOOKS:
                 lead, error = self.lead(settings, self.incumbent)
                 ahead[settings] = lead + error - self._least_lead(settings, self.incumbent)
@@ -154,7 +160,8 @@ class Knowledge(Rates):
         if likeliest is None or ahead[likeliest] <= 0:
             return None
         runs = len(self.full[self.incumbent])
-        return self.incumbent if runs < LOOKS and runs <= len(self.full[likeliest]) else likeliest
+        seldom = runs < LOOKS and runs <= len(self.full[likeliest])
+        return self.incumbent if seldom and not self.broken(self.incumbent) else likeliest
 
     @property
     def again(self) -> Settings | None:
@@ -166,7 +173,7 @@ class Knowledge(Rates):
             return None
         newest = list(self.full)[-1]
         trials = [trial for runs in self.full.values() for trial in runs]
-        if len(self.full[newest]) > 1 or not is_disturbed(self.full[newest][0]):
+        if len(self.full[newest]) > 1 or not is_disturbed(self.full[newest][0]) or self.broken(newest):
             return None
         disturbed = sum(map(is_disturbed, trials))
         return newest if 2 * disturbed <= len(trials) + 1 else None

@@ -20,11 +20,12 @@ from autotune.recipe.pilot import (
     pilot_recipe,
 )
 from autotune.recipe.scaling import USUAL_EPOCHS
+from autotune.search.context import PlanContext
 from autotune.search.cost import MIN_PAIRS, Costs
 from autotune.search.knowledge import Knowledge
 from autotune.search.learning import recipe_of
 from autotune.settings import Settings
-from autotune.trial import Failure
+from autotune.trial import Failure, Trial
 from autotune.units import format_duration
 
 SHARE = 0.12
@@ -72,6 +73,21 @@ def unaffordable(know: Knowledge, settings: Settings) -> str:
         f"to train a while in batches of {size} beside yours takes {format_duration(needed_s)}, more than "
         f"{share} (a budget of {format_duration(whole_s)} would do)"
     )
+
+
+def settled(ctx: PlanContext, history: Sequence[Trial]) -> PlanContext:
+    """The context, told which batch sizes can win no more: nobody trained in them, nor is there time for it.
+
+    A size that ran becomes one of these when the pilot of a larger one fails and has taken the time, or in a
+    session with a smaller budget than the one in which it ran. Nothing is to be built on it.
+    """
+    own = ctx.space.yours.loader.batch_size
+    sizes = {t.settings.loader.batch_size for t in history if t.measurement is not None} - {own, None}
+    if ctx.search_over or not sizes:
+        return ctx  # after the search who is unpiloted is out in any case
+    know = Knowledge(dataclasses.replace(ctx, untrained=frozenset()), history)
+    out = {size for size in sizes if size and unaffordable(know, know.yours.replace(batch_size=size))}
+    return dataclasses.replace(know.ctx, untrained=frozenset(out))
 
 
 def early_pilot(know: Knowledge, room_s: float) -> PilotSpec | None:
@@ -143,7 +159,12 @@ def _spec(know: Knowledge, settings: Settings, room_s: float) -> PilotSpec | Non
     noise = None if ctx.look is None else ctx.look.noise
     recipe = recipe_of(ctx.space, settings, epochs=ctx.epochs, noise=noise)
     allowed_s = min(SHARE * ctx.budget_s - ctx.piloted_s, room_s)
-    length = next((each for each in _LENGTHS if _needed_s(know, settings, each) <= allowed_s), None)
+    spare_s = allowed_s - _fallback_s(know, settings)
+    length = next((each for each in _LENGTHS if _needed_s(know, settings, each) <= spare_s), None)
+    if length is not None:
+        allowed_s = spare_s
+    elif _needed_s(know, settings, _LENGTHS[-1]) <= allowed_s:
+        length = _LENGTHS[-1]
     if length is None or recipe is None:
         return None
     length_s = _needed_s(know, settings, dataclasses.replace(length, runs=2))
@@ -163,6 +184,15 @@ def _spec(know: Knowledge, settings: Settings, room_s: float) -> PilotSpec | Non
         timeout_s=min(_PATIENCE * length_s + _STARTING_S, room_s),
         seed=ctx.seed,
     )
+
+
+def _fallback_s(know: Knowledge, settings: Settings) -> float:
+    """Seconds of the shortest pilot of the next smaller size that ran, which follows where this one fails."""
+    size = settings.loader.batch_size or 0
+    smaller = [s for s in know.full if (s.loader.batch_size or 0) < size and know.unpiloted(s)]
+    if not smaller:
+        return 0.0
+    return _needed_s(know, max(smaller, key=lambda s: s.loader.batch_size or 0), _LENGTHS[-1])
 
 
 def _needed_s(know: Knowledge, settings: Settings, length: _Length) -> float:

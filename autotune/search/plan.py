@@ -47,7 +47,7 @@ from autotune.search.moves import (
     worth_trying_now,
 )
 from autotune.search.parts import next_part, predicted
-from autotune.search.pilot import early_pilot, next_pilot
+from autotune.search.pilot import early_pilot, next_pilot, settled
 from autotune.search.pilot import reserve_s as pilot_s
 from autotune.search.predict import Prediction, predictions
 from autotune.search.worthwhile import LARGE, PROMISING, Outlook, why_stop
@@ -79,6 +79,7 @@ _CEILINGS: tuple[tuple[Mode, str], ...] = (
 
 def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
     """The next move of a run. *Yours* is asked for until a trial of it measured."""
+    ctx = settled(ctx, history)
     know = Knowledge(ctx, history)
     costs = Costs(know)
     if know.yours not in know.full:

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -92,14 +92,13 @@ def predictions(know: Knowledge) -> tuple[Prediction, ...]:
     if model is None or not know.full:
         return ()
     space = know.ctx.space
-    settings, coded = _candidates(space, know.incumbent, know.ctx.seed)
-    if len(settings) > WEIGHED:
-        # What is far behind cannot have the largest expected improvement, and deviations take the time.
-        nearest = np.sort(np.argsort(model.means(coded), kind="stable")[:WEIGHED])
-        settings, coded = tuple(settings[i] for i in nearest), coded.take(nearest)
+    settings, coded = _contenders(know, model)
+    if not settings:
+        return ()
     means, sds = _log_rates(know, model, coded)
     means = means + _log_weights(know, settings)
-    tried = sorted(know.full, key=know.rate, reverse=True)[:_CONTENDERS]
+    standing = [s for s in know.full if s == know.yours or not know.ruled_out(s)]
+    tried = sorted(standing, key=know.rate, reverse=True)[:_CONTENDERS]
     best = float(np.max(_log_rates(know, model, code(space, tried))[0] + _log_weights(know, tried)))
     memory = _memory(know)
     gpu = accelerator(space.machine, space.workload)
@@ -123,6 +122,32 @@ def predictions(know: Knowledge) -> tuple[Prediction, ...]:
             )
         )
     return tuple(found)
+
+
+def _contenders(know: Knowledge, model: StepModel) -> tuple[tuple[Settings, ...], Coded]:
+    """Untried settings that may win, the `WEIGHED` with the best means, as coded for the model.
+
+    What is far behind cannot have the largest expected improvement, and deviations take the time. What is out
+    would take the place of what is not.
+    """
+    settings, coded = _candidates(know.ctx.space, know.incumbent, know.ctx.seed)
+    out: dict[Hashable, bool] = {}
+    for one in settings:
+        if _judged_by(one) not in out:
+            out[_judged_by(one)] = know.barred(one) or know.trains_worse(one)
+    if any(out.values()):
+        kept = np.array([i for i, one in enumerate(settings) if not out[_judged_by(one)]], dtype=np.int64)
+        settings, coded = tuple(settings[i] for i in kept), coded.take(kept)
+    if len(settings) > WEIGHED:
+        log_s = model.means(coded) - _log_weights(know, settings)
+        nearest = np.sort(np.argsort(log_s, kind="stable")[:WEIGHED])
+        settings, coded = tuple(settings[i] for i in nearest), coded.take(nearest)
+    return settings, coded
+
+
+def _judged_by(settings: Settings) -> Hashable:
+    """What decides whether settings train as *yours* do."""
+    return settings.compute.precision, settings.compute.compile, settings.loader.batch_size
 
 
 def predicted_log_rates(know: Knowledge, settings: Sequence[Settings]) -> tuple[Array, Array]:

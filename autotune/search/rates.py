@@ -31,6 +31,8 @@ class Rates:
         self.failures = tuple(t for t in history if t.failure is not None)
         self.full: dict[Settings, list[Trial]] = {}
         """Search trials that measured the real step, by settings, in the order of their first run."""
+        self._broken: set[Settings] = set()
+        """Settings whose last full trial of the search failed."""
         self.loader_rates: dict[LoaderSettings, float] = {}
         """Batches alone, samples/s: no full trial with this loader can be faster."""
         self.compute_rates: dict[tuple[ComputeSettings, int | None], float] = {}
@@ -52,7 +54,9 @@ class Rates:
         cost_s = outcome.wall_s if outcome is not None else 0.0
         self._middle_s[trial.number] = self._end_s + cost_s / 2
         self._end_s += cost_s
+        in_full = trial.spec.mode == "full" and trial.spec.stage in _SEARCH
         if trial.measurement is None:
+            self._broken |= {trial.settings} if in_full else set()
             return
         rate = trial.measurement.samples_per_s
         loader, compute = trial.settings.loader, trial.settings.compute
@@ -63,7 +67,8 @@ class Rates:
             key = (compute, loader.batch_size)
             self.compute_rates[key] = max(rate, self.compute_rates.get(key, 0.0))
             self._alone.setdefault(key, []).append(trial)
-        elif trial.spec.stage in _SEARCH:
+        elif in_full:
+            self._broken.discard(trial.settings)
             self.full.setdefault(trial.settings, []).append(trial)
 
     def _noise(self) -> float:
@@ -145,6 +150,10 @@ class Rates:
         return bool(runs) and all(
             t.measurement is not None and t.measurement.stopped == "gave_up" for t in runs
         )
+
+    def broken(self, settings: Settings) -> bool:
+        """Whether these settings failed when they ran last: a whole training with them may as well."""
+        return settings in self._broken
 
     def peak_bytes(self, settings: Settings) -> int | None:
         """The most device memory that any run of these settings reserved; None where it was not seen."""

@@ -60,11 +60,10 @@ class StudyStore:
         self._running: dict[int, optuna.Trial] = {}
         self.history = history
         """Trials of earlier sessions that still count: all but finals and worth."""
-        with _quiet():
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS)
-            self._advice = optuna.create_study(
-                storage=InMemoryStorage(), sampler=sampler, direction="maximize"
-            )
+        self._seed = seed
+        self._taught: list[tuple[Trial, float | None]] = []
+        """What the sampler learned from, with its values."""
+        self._advice = _new_advice(seed)
         for trial, value in ((t, _stored_value(study, t)) for t in history):
             self._teach(trial, value)
 
@@ -181,16 +180,29 @@ class StudyStore:
                     return settings
         return None
 
+    def unteach(self, out: Callable[[Settings], bool]) -> None:
+        """Let the sampler begin anew, with what is `out` taught as if it had failed.
+
+        Settings that are fast and may not be chosen would else be what it proposes, again and again.
+        """
+        self._advice = _new_advice(self._seed)
+        for trial, value in self._taught:
+            self._advise(trial, value, failed=trial.failure is not None or out(trial.settings))
+
     def _teach(self, trial: Trial, value: float | None) -> None:
         if trial.spec.mode != "full" or trial.spec.stage not in _SEARCH:
             return
+        self._taught.append((trial, value))
+        self._advise(trial, value, failed=trial.failure is not None)
+
+    def _advise(self, trial: Trial, value: float | None, *, failed: bool) -> None:
         with _quiet():
             self._advice.add_trial(
                 optuna.trial.create_trial(
                     params=self._params(trial.settings),
                     distributions=dict(self._distributions),
                     value=value or 0.0,
-                    constraints={CONSTRAINT: 1.0 if trial.failure else -1.0},
+                    constraints={CONSTRAINT: 1.0 if failed else -1.0},
                 )
             )
 
@@ -198,6 +210,13 @@ class StudyStore:
         """One value for each option: a knob that these settings leave unused takes its first one."""
         flat = settings.flat()
         return {o.knob: flat[o.knob] if flat[o.knob] in o.values else o.values[0] for o in self._options}
+
+
+def _new_advice(seed: int) -> optuna.Study:
+    """A study in memory that the sampler draws from."""
+    with _quiet():
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS)
+        return optuna.create_study(storage=InMemoryStorage(), sampler=sampler, direction="maximize")
 
 
 def open_study(

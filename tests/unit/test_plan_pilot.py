@@ -76,7 +76,7 @@ def test_the_batch_is_piloted_when_no_larger_one_is_left_to_try() -> None:
     assert spec.recipe.learning_rates[0] > 0.4
     assert spec.recipe.warmup_samples <= 0.1 * spec.steps * LARGEST
     assert spec.priced == pytest.approx(ctx.weight(spec.settings))
-    assert (spec.steps, spec.warm_steps) == (STEPS[2], WARM_STEPS)
+    assert (spec.steps, spec.warm_steps) == (STEPS[3], WARM_STEPS)
     after = next_move(searching(pilots=(known("same", LARGEST),)), history)
     assert not isinstance(after, TrainBoth)
 

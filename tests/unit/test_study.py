@@ -209,6 +209,16 @@ def test_drawn_settings_are_accepted_ones():
     assert draw(opened(), lambda s: False) is None
 
 
+def test_what_turns_out_to_train_worse_is_no_longer_aimed_at():
+    """Two workers were by far the fastest; once they are out, the sampler looks elsewhere."""
+    store = taught()
+    assert drawn_counts(store) > 6
+    store.unteach(lambda settings: settings.loader.num_workers == 2)
+    assert drawn_counts(store) < 6
+    put(store, SPACE.settings(num_workers=3), 20.0)
+    assert len(store.history) == 0
+
+
 def test_drawing_leaves_no_trace_in_the_record(path):
     """Proposals that were not run are not in the study."""
     store = opened(path)

@@ -1,0 +1,144 @@
+"""What the search goes on with once something fast is out: failing repeats, batches that may not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import pytest
+from batch_worlds import QUIET, SGD, growing, noise
+from search_worlds import History, context, fake_runner, run_fake, space_of
+from strategies import plain_gpu
+
+from autotune.measure.seam import PilotSpec
+from autotune.outcome import Pilot
+from autotune.recipe.pilot import PilotRecord
+from autotune.search.batch import GradientLook
+from autotune.search.context import PlanContext
+from autotune.search.cost import Costs
+from autotune.search.finals import candidates
+from autotune.search.knowledge import Knowledge
+from autotune.search.moves import worth_trying_now
+from autotune.search.pilot import SHARE, settled
+from autotune.search.predict import predictions
+from autotune.settings import Settings
+from autotune.testing import fake_gradients, fake_pilot
+from autotune.trial import Failure, FailureKind, Mode
+
+SPACE = space_of(allow="recipe", **SGD)
+YOURS = SPACE.yours
+GPU = {"device": "cuda:0", "gpus": (plain_gpu(),), "has_conv2d": True, "image_input": True}
+
+
+def searching(**changes: object) -> PlanContext:
+    return context(SPACE, **{"look": GradientLook(noise=noise(1e6)), **changes})
+
+
+@pytest.mark.parametrize("kind", ["process_crash", "timeout"])
+@pytest.mark.parametrize("spread", [0.0, 0.03])
+def test_settings_that_ran_once_and_fail_again_are_not_asked_for_twice(
+    kind: FailureKind, spread: float
+) -> None:
+    """As where a worker leaves memory behind: every repeat would fail, and take the time of all else."""
+    ran: Counter[Settings] = Counter()
+
+    def fails(settings: Settings) -> Failure | None:
+        if settings.loader.num_workers == 0 or not settings.compute.channels_last:
+            return None
+        ran[settings] += 1
+        return Failure(kind=kind, message="no memory is left") if ran[settings] > 1 else None
+
+    outcome = run_fake(fake_runner(failures=fails, noise=spread, seed=1), 300.0)
+    failed = Counter(t.settings for t in outcome.trials if t.failure and t.spec.mode == "full")
+    assert failed
+    assert max(failed.values()) == 1
+
+
+def test_settings_whose_last_run_failed_lead_nothing() -> None:
+    """Neither the best so far nor a candidate, until they run again."""
+    space = space_of()
+    flaky, sound = space.settings(num_workers=2), space.settings(num_workers=1)
+    history = History().opened(space).ran(sound, 150).ran(sound, 150).ran(flaky, 200).failed(flaky, "timeout")
+    know = Knowledge(context(space), history)
+    assert know.incumbent == sound
+    assert know.race is None
+    assert know.doubtful != flaky
+    assert candidates(know, Costs(know)) == (sound,)
+    again = Knowledge(context(space), history.ran(flaky, 200))
+    assert again.incumbent == flaky
+
+
+def test_a_smaller_largest_batch_holds_for_what_ran_before(tmp_path) -> None:
+    """Sizes over it are not measured again when the study goes on, and half as much again has its turn."""
+    storage = str(tmp_path / "study.journal")
+    for most in (None, 100):
+        runner = fake_runner(growing, facts={**SGD, **QUIET}, gradients=fake_gradients(1e6, 64))
+        resume = most is not None
+        outcome = run_fake(runner, 300.0, allow="recipe", storage=storage, resume=resume, max_batch_size=most)
+        assert outcome.best.loader.batch_size == (96 if resume else 512)
+    assert {spec.settings.loader.batch_size for spec in runner.specs} == {64, 96}
+
+
+def test_a_batch_that_no_time_is_left_to_train_in_is_not_built_on() -> None:
+    """Twice as much failed its pilot, which took the time: what was piloted, or *yours*, leads instead."""
+    failed = Pilot(kind="worse", batch_size=256, reference=64, reason="so it was")
+    history = History().opened(SPACE, 2000.0).ran(YOURS.replace(batch_size=128), 4000.0)
+    history.ran(YOURS.replace(batch_size=256), 5000.0)
+    with_time = settled(searching(pilots=(failed,)), history)
+    assert with_time.untrained == frozenset()
+    assert Knowledge(with_time, history).incumbent == YOURS.replace(batch_size=128)
+    spent = settled(searching(pilots=(failed,), piloted_s=SHARE * 300.0), history)
+    assert spent.untrained == frozenset({128})
+    assert Knowledge(spent, history).incumbent == YOURS
+    assert settled(spent, history) == spent
+
+
+def on_a_gpu(settings: Settings, mode: Mode) -> float:
+    """Larger batches pay, and so do workers and the switches of the step."""
+    compute, workers = settings.compute, settings.loader.num_workers
+    switches = (
+        (1.25 if compute.channels_last else 1.0)
+        * (1.15 if compute.fused_optimizer else 1.0)
+        * (1.12 if compute.cudnn_benchmark else 1.0)
+    )
+    rate = growing(settings, mode) * (1.0 if mode == "loader" else switches)
+    return rate * (min(1.3, 1 + 0.1 * workers) / 1.4 if mode == "full" else 1.0)
+
+
+def failing_from(spec: PilotSpec, size: int) -> PilotRecord:
+    """A pilot in which batches of `size` and more learn half as well as they are counted for."""
+    return fake_pilot(spec, loss_change=0.5 if (spec.settings.loader.batch_size or 0) >= size else 0.0)
+
+
+@pytest.mark.parametrize("budget_s", [240.0, 600.0])
+def test_a_search_whose_larger_batches_fail_finds_what_one_without_them_finds(budget_s: float) -> None:
+    """It had gone on from a batch that could be neither trained in nor varied, and ended too early."""
+    facts = {**SGD, **GPU, "fused_available": True}
+    rates = []
+    for allow in ("numerics", "recipe"):
+        runner = fake_runner(
+            on_a_gpu,
+            facts=facts,
+            gradients=fake_gradients(1e6, 64),
+            pilots=partial(failing_from, size=128),
+        )
+        rates.append(on_a_gpu(run_fake(runner, budget_s, allow=allow).best, "full"))
+    assert rates[1] >= 0.95 * rates[0]
+
+
+def test_the_model_does_not_aim_at_what_is_out() -> None:
+    """Batches that train worse are neither what is to be beaten nor what is proposed."""
+    space = space_of(allow="recipe", fused_available=True, **{**SGD, "has_conv2d": True, "image_input": True})
+    worse = tuple(
+        Pilot(kind="worse", batch_size=size, reference=64, reason="so it was") for size in (128, 96)
+    )
+    leads = []
+    for with_large in (False, True):
+        history = History().opened(space, 2000.0, wait=0.0).ran(space.settings(channels_last=True), 2200.0)
+        if with_large:
+            history.ran(space.settings(batch_size=128, channels_last=True), 4000.0)
+        know = Knowledge(context(space, look=GradientLook(noise=noise(1e6)), pilots=worse), history)
+        found = predictions(know)
+        assert {p.settings.loader.batch_size for p in found} == {64}
+        leads.append(next(p.lead for p in found if worth_trying_now(know, p.settings)))
+    assert leads[1] == pytest.approx(leads[0], abs=0.1)
