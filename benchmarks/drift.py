@@ -27,10 +27,11 @@ from typing import Any
 from unittest import mock
 
 from autotune.search.context import PlanContext
+from autotune.search.cost import Costs
 from autotune.search.decision import Run, Sample
 from autotune.search.drift import Drift
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import acceptable, next_move
+from autotune.search.plan import next_move, sampled
 from autotune.settings import Settings
 from autotune.space.candidates import build_space
 from autotune.testing import FakeClock, FakeRunner, fake_description
@@ -101,18 +102,14 @@ class World:
             return move.spec
         if not isinstance(move, Sample):
             return None
+        know = Knowledge(context, history)
+        costs = Costs(know)
         for _ in range(25):
             drawn = {option.knob: self.chance.choice(option.values) for option in self.space.options}
             settings = self.space.settings(**drawn)
-            if acceptable(context, history, settings):
-                return TrialSpec(
-                    settings=settings,
-                    stage="sampled",
-                    window_s=move.spec.window_s,
-                    min_blocks=move.spec.min_blocks,
-                    give_up_below=move.spec.give_up_below,
-                    timeout_s=move.spec.timeout_s,
-                )
+            run = sampled(know, costs, move.room_s, settings)
+            if run is not None:
+                return run.spec
         return None
 
 

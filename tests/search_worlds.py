@@ -10,7 +10,9 @@ from autotune.outcome import Outcome
 from autotune.recipe.guard import Numerics
 from autotune.search.context import PlanContext
 from autotune.search.engine import TuneOptions, tune
+from autotune.search.knowledge import Knowledge
 from autotune.search.listener import SilentListener
+from autotune.search.moves import worth_trying_now
 from autotune.settings import Settings
 from autotune.space.candidates import Space, build_space
 from autotune.space.rules import PRECISION_RANK
@@ -40,6 +42,11 @@ def all_the_same(space: Space) -> tuple[Numerics, ...]:
         Numerics(kind="same", reason="same", settings=switched.replace(precision=each), reference=space.yours)
         for each in PRECISION_RANK
     )
+
+
+def acceptable(ctx: PlanContext, history: Sequence[Trial], settings: Settings) -> bool:
+    """Whether `settings` are worth a full trial: legal, new, not bound to fail and not bound to lose."""
+    return worth_trying_now(Knowledge(ctx, history), settings)
 
 
 class History(list):

@@ -11,6 +11,7 @@ from autotune.outcome import BatchChoice, Interval, Kept, Verdict
 from autotune.recipe.goodput import BatchRate, batch_caps, choose_batch
 from autotune.recipe.noise_scale import LEAST_STEPS
 from autotune.search.checking import uncheckable
+from autotune.search.compiling import too_dear
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
 from autotune.search.host_room import overfull
@@ -20,6 +21,7 @@ from autotune.search.parts import describe_change
 from autotune.search.pilot import unaffordable
 from autotune.settings import Settings
 from autotune.space.candidates import neighbours
+from autotune.space.rules import violations
 from autotune.trial import TrialSpec
 
 LOOK_SHARE = 0.12
@@ -96,7 +98,7 @@ def in_turn(know: Knowledge, size: int) -> bool:
     double = know.ctx.space.stood_in_for(size)
     if double is None or any(settings.loader.batch_size == size for settings in know.full):
         return True
-    if caps(know.ctx, double):
+    if caps(know.ctx, double) or _misfits(know, double):
         return True
     larger = know.incumbent.replace(batch_size=double)
     ran = [settings for settings in know.full if settings.loader.batch_size == double]
@@ -105,6 +107,13 @@ def in_turn(know: Knowledge, size: int) -> bool:
         worse = know.trains_worse(larger) and not know.unpiloted(know.incumbent)
         return worse or all(map(know.no_room, ran))
     return bool(_held_back(know, double) or would_fail(larger, know.history))
+
+
+def _misfits(know: Knowledge, size: int) -> tuple[str, ...]:
+    """Why this size does not go with the rest of the incumbent, such as a queue that fills the memory."""
+    space, flat = know.ctx.space, know.incumbent.flat()
+    larger = space.settings(**{**{name: flat[name] for name in space.names}, "batch_size": size})
+    return violations(larger, space.machine, space.workload, yours=know.yours)
 
 
 def next_look(know: Knowledge, room_s: float) -> GradientSpec | None:
@@ -166,7 +175,7 @@ def next_batch(know: Knowledge, costs: Costs) -> TrialSpec | None:
     incumbent = know.incumbent
     for _, settings in neighbours(know.ctx.space, incumbent, "recipe"):
         larger = (settings.loader.batch_size or 0) > (incumbent.loader.batch_size or 0)
-        if larger and worth_trying(know, settings):
+        if larger and worth_trying(know, settings) and not too_dear(know, settings):
             why = "fewer to a step" if gathered(know.ctx) else "learning rate to go with it"
             reason = f"{describe_change(incumbent, settings)}, {why}"
             return costs.search_spec(settings, "joint", reason)
@@ -345,6 +354,8 @@ def _why_kept(know: Knowledge) -> str:
 def _why_not_now(know: Knowledge, larger: Settings) -> str:
     """Why a larger batch that nothing speaks against was not tried."""
     size = larger.loader.batch_size
+    if size is not None and (misfits := _misfits(know, size)):
+        return f"batches of {size} do not go with the other settings: {misfits[0]}"
     if would_fail(larger, know.history):
         return f"what failed before says that batches of {size} would fail"
     if know.bound(larger) * know.ctx.weight(larger) < know.rate(know.incumbent):

@@ -89,6 +89,9 @@ def too_dear(know: Knowledge, settings: Settings) -> str:
     """
     if settings.compute.compile is None or not know.full or "compile" in know.ctx.space.fixed:
         return ""
+    expected_s = next_s(know, settings)
+    if expected_s >= know.ctx.compile_room_s:
+        return f"compiling is expected to take about {format_duration(expected_s)}: more than is left"
     return _too_dear(know, settings, know.ctx.remaining_s)
 
 

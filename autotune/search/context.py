@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from autotune.outcome import Objective, Pilot
@@ -45,6 +46,8 @@ class PlanContext:
     """What training a while in other batch sizes gave, in that order."""
     piloted_s: float = 0.0
     """Seconds of this session's budget that went into them."""
+    compile_room_s: float = math.inf
+    """Compiling that is expected to take as long as this does not fit what is left of the search."""
     untrained: frozenset[int] = frozenset()
     """Batch sizes that ran and that no time is left to train in; see `pilot.settled`."""
 

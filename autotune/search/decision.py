@@ -19,10 +19,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Ask the sampler for settings that are `acceptable`, and run them by this spec."""
+    """Ask the sampler for settings that `plan.sampled` makes a run of, and run them."""
 
-    spec: TrialSpec
-    capped: bool = False
+    room_s: float
+    """Seconds that the run may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

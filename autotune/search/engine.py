@@ -30,7 +30,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.learning import check_recipe, recipe_of
 from autotune.search.listener import Listener
 from autotune.search.pilot import pilot_notes, pilot_record_of, settled
-from autotune.search.plan import acceptable, needed_s, next_move
+from autotune.search.plan import needed_s, next_move, sampled
 from autotune.search.verdict import disturbed_finals
 from autotune.search.warm import first_guesses
 from autotune.settings import KnobValue, Settings
@@ -252,16 +252,17 @@ class _Session:
 
     def _sample(self, move: Sample) -> None:
         know = self._know()
+        costs = Costs(know)
         drawn = self.store.draw(
             lambda values: self.space.settings(**checkable(know, affordable(know, values))),
-            lambda settings: acceptable(know.ctx, self.history, settings),
+            lambda settings: sampled(know, costs, move.room_s, settings),
         )
         if drawn is None:
             self.exhausted = True
         else:
-            self._run(dataclasses.replace(move, spec=_of_drawn(know.ctx, move.spec, drawn)))
+            self._run(drawn)
 
-    def _run(self, move: Run | Sample) -> None:
+    def _run(self, move: Run) -> None:
         spec = move.spec
         if spec.stage != self.stage:
             self.stage = spec.stage
@@ -377,18 +378,6 @@ def _incomplete(know: Knowledge) -> Verdict:
         return Verdict(kind="incomplete", winner=best[0], sentence=sentence)
     sentence = "stopped early: nothing was seen to be faster than yours"
     return Verdict(kind="incomplete", winner=know.yours, sentence=sentence)
-
-
-def _of_drawn(context: PlanContext, spec: TrialSpec, drawn: Settings) -> TrialSpec:
-    """The sampler's spec with what it drew: rates to beat are in samples of the batch that is run."""
-    ratio = context.weight(spec.settings) / context.weight(drawn)
-    least, rival = spec.give_up_below, spec.compare_with
-    return dataclasses.replace(
-        spec,
-        settings=drawn,
-        give_up_below=None if least is None else least * ratio,
-        compare_with=None if rival is None else rival * ratio,
-    )
 
 
 def _during(stage: str) -> str:

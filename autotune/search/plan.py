@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from autotune.search import batch_moves
-from autotune.search.compiling import pays_back, too_dear
+from autotune.search.compiling import next_s, pays_back, too_dear
 from autotune.search.context import PlanContext
 from autotune.search.cost import MIN_PAIRS, TIME_USED_UP, Costs
 from autotune.search.decision import (
@@ -116,9 +116,12 @@ def _searchable(ctx: PlanContext) -> bool:
     return bool(ctx.space.options) or ctx.space.start != ctx.space.yours
 
 
-def acceptable(ctx: PlanContext, history: Sequence[Trial], settings: Settings) -> bool:
-    """Whether `settings` are worth a full trial: legal, new, not bound to fail and not bound to lose."""
-    return worth_trying_now(Knowledge(ctx, history), settings)
+def sampled(know: Knowledge, costs: Costs, room_s: float, settings: Settings) -> Run | None:
+    """The run of settings that the sampler drew; None where they are not worth it or do not fit the time."""
+    if not worth_trying_now(know, settings):
+        return None
+    spec = costs.search_spec(settings, "sampled", "proposed by the sampler")
+    return _timed(costs, Run(spec=spec), room_s) if costs.predicted_s(spec) <= room_s else None
 
 
 def _yours(costs: Costs) -> TrialSpec:
@@ -132,7 +135,7 @@ def _yours(costs: Costs) -> TrialSpec:
     )
 
 
-def _timed(costs: Costs, move: Run | Sample, room_s: float) -> Run | Sample:
+def _timed(costs: Costs, move: Run, room_s: float) -> Run:
     """The move with its timeout, within the seconds that it may use."""
     patience_s = costs.patience_s(move.spec)
     spec = dataclasses.replace(move.spec, timeout_s=min(patience_s, room_s))
@@ -151,11 +154,15 @@ def _search(know: Knowledge, costs: Costs) -> Move:
     if check is not None:
         return CheckNumerics(spec=check)
     move = _wanted(know, costs, room_s)
-    if isinstance(move, EndSearch | LookAtGradients | TrainBoth):
+    if not isinstance(move, Run):
         return move
-    if costs.predicted_s(move.spec) > room_s:
-        return EndSearch(reason=TIME_USED_UP)
-    return _timed(costs, move, room_s)
+    if costs.predicted_s(move.spec) <= room_s:
+        return _timed(costs, move, room_s)
+    compiling_s = next_s(know, move.spec.settings)
+    if 0 < compiling_s < know.ctx.compile_room_s:  # what compiles less may fit
+        less = Knowledge(dataclasses.replace(know.ctx, compile_room_s=compiling_s), know.history)
+        return _search(less, Costs(less))
+    return EndSearch(reason=TIME_USED_UP)
 
 
 def _reserve_s(know: Knowledge, costs: Costs) -> float:
@@ -186,7 +193,7 @@ def _wanted(
     spec = spec or next_compiled(know, costs, groups)
     if spec is not None:
         return Run(spec=spec)
-    return _larger_batch(know, costs, room_s) or _look_on(know, costs, groups)
+    return _larger_batch(know, costs, room_s) or _look_on(know, costs, room_s, groups)
 
 
 def _feed(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> TrialSpec | None:
@@ -212,7 +219,9 @@ def _larger_batch(know: Knowledge, costs: Costs, room_s: float) -> Run | LookAtG
     return TrainBoth(spec=pilot) if pilot is not None else None
 
 
-def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run | Sample | EndSearch:
+def _look_on(
+    know: Knowledge, costs: Costs, room_s: float, groups: Sequence[MoveGroup]
+) -> Run | Sample | EndSearch:
     """What the model expects most of and the moves of one knob in turn; then the model and the sampler.
 
     Neither the model nor the order of the moves is right on every machine, so neither is followed alone.
@@ -239,7 +248,8 @@ def _look_on(know: Knowledge, costs: Costs, groups: Sequence[MoveGroup]) -> Run 
     if know.ctx.exhausted:
         spec = untried(know, costs)
         return EndSearch(reason="nothing new was left to try") if spec is None else Run(spec=spec)
-    return Sample(spec=costs.search_spec(know.incumbent, "sampled", "proposed by the sampler"))
+    usual_s = costs.predicted_s(costs.search_spec(know.incumbent, "sampled", ""))
+    return Sample(room_s=room_s) if usual_s <= room_s else EndSearch(reason=TIME_USED_UP)
 
 
 def _outlook(know: Knowledge, costs: Costs, found: Sequence[Prediction]) -> Outlook:

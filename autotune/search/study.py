@@ -28,6 +28,7 @@ from autotune.settings import KnobValue, Settings
 from autotune.space.candidates import Option
 from autotune.trial import Trial, TrialSpec
 
+_Drawn = TypeVar("_Drawn")
 _Record = TypeVar("_Record", NumericsRecord, PilotRecord)
 
 CONSTRAINT = "failed"
@@ -162,13 +163,15 @@ class StudyStore:
         self._running.clear()
 
     def draw(
-        self, settings_of: Callable[[Mapping[str, KnobValue]], Settings], accept: Callable[[Settings], bool]
-    ) -> Settings | None:
-        """Settings that the sampler proposes and `accept` lets through; None when it has nothing new.
+        self,
+        settings_of: Callable[[Mapping[str, KnobValue]], Settings],
+        accept: Callable[[Settings], _Drawn | None],
+    ) -> _Drawn | None:
+        """What `accept` makes of settings that the sampler proposes; None when it has nothing new.
 
         Args:
             settings_of: from one value for each option to canonical settings.
-            accept: whether settings are worth a trial.
+            accept: the run of settings, or whatever else; None where they are not worth one.
         """
         with _quiet():
             for _ in range(_DRAWS):
@@ -176,8 +179,8 @@ class StudyStore:
                 settings = settings_of(asked.params)
                 # What comes of it is added under its canonical parameters; the proposal itself is dropped.
                 self._advice.tell(asked, state=TrialState.FAIL)
-                if accept(settings):
-                    return settings
+                if (accepted := accept(settings)) is not None:
+                    return accepted
         return None
 
     def unteach(self, out: Callable[[Settings], bool]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from batch_worlds import QUIET, SGD, growing, noise, tuned
-from search_worlds import History, context, fake_runner, run_fake, space_of
+from search_worlds import History, acceptable, context, fake_runner, run_fake, space_of
 
 from autotune.facts import GpuFacts
 from autotune.outcome import Pilot
@@ -13,7 +13,6 @@ from autotune.search.batch import GradientLook, teaches
 from autotune.search.batch_moves import batch_choice, batch_kept, caps, in_turn, next_batch, worth_trying
 from autotune.search.cost import Costs
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import acceptable
 from autotune.search.predict import _in_doublings
 from autotune.settings import Settings
 from autotune.space.values import stands_in_for

@@ -7,21 +7,26 @@ from functools import partial
 
 import pytest
 from batch_worlds import QUIET, SGD, growing, noise
-from search_worlds import History, context, fake_runner, run_fake, space_of
+from search_worlds import History, all_the_same, context, fake_runner, run_fake, space_of
 from strategies import plain_gpu
 
 from autotune.measure.seam import PilotSpec
 from autotune.outcome import Pilot
+from autotune.recipe.guard import Numerics
 from autotune.recipe.pilot import PilotRecord
 from autotune.search.batch import GradientLook
+from autotune.search.batch_moves import in_turn, next_batch
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
+from autotune.search.decision import EndSearch, Run
 from autotune.search.finals import candidates
 from autotune.search.knowledge import Knowledge
 from autotune.search.moves import worth_trying_now
 from autotune.search.pilot import SHARE, settled
+from autotune.search.plan import next_move, sampled
 from autotune.search.predict import predictions
 from autotune.settings import Settings
+from autotune.space.candidates import Space, bundle
 from autotune.testing import fake_gradients, fake_pilot
 from autotune.trial import Failure, FailureKind, Mode
 
@@ -142,3 +147,67 @@ def test_the_model_does_not_aim_at_what_is_out() -> None:
         assert {p.settings.loader.batch_size for p in found} == {64}
         leads.append(next(p.lead for p in found if worth_trying_now(know, p.settings)))
     assert leads[1] == pytest.approx(leads[0], abs=0.1)
+
+
+def test_half_as_much_again_is_tried_where_twice_does_not_fit_the_queue() -> None:
+    """Shared memory for nine batches of 110 samples: the workers stay, and 96 has its turn."""
+    mib = 1 << 20
+    space = space_of(
+        allow="recipe",
+        **{**SGD, **GPU, "batch_bytes": 64 * mib, "shm_free_bytes": int(9 * 110 * mib / 0.8)},
+        num_workers=2,
+        prefetch_factor=4,
+        persistent_workers=True,
+    )
+    know = Knowledge(context(space, look=GradientLook(noise=noise(1e6))), History().opened(space, 2000.0))
+    assert not space.legal(space.yours.replace(batch_size=128))
+    found = next_batch(know, Costs(know))
+    assert found is not None
+    assert found.settings == space.yours.replace(batch_size=96)
+    assert in_turn(know, 128)
+
+
+def compiling() -> tuple[Space, Settings, History]:
+    """A search whose best so far compiles for most of a minute."""
+    facts = {**SGD, **GPU, "compile_fixed": "", "fused_available": True, "leaf_modules": 100}
+    space = space_of(allow="recipe", dataset_samples=1_000_000, **facts)
+    best = space.settings(compile="reduce-overhead")
+    history = History().opened(space, 1000.0).ran(bundle(space), 1010.0)
+    plain = space.settings(channels_last=True, fused_optimizer=True, num_workers=3, precision="bfloat16")
+    history.ran(plain, 1000.0).ran(best, 2000.0, warmup_s=45.0, wall_s=50.0, wait=0.0)
+    return space, best, history
+
+
+def test_a_wish_that_there_is_no_time_for_does_not_end_the_search() -> None:
+    """Twice the batch would be compiled anew: what compiles nothing new goes on, as long as that fits."""
+    space, best, history = compiling()
+    checked = Numerics(kind="same", reason="same", settings=best, reference=space.yours)
+    known = (*all_the_same(space), checked)
+    found = {}
+    for remaining_s in (200.0, 150.0, 60.0):
+        ctx = context(space, numerics=known, remaining_s=remaining_s, look=GradientLook(noise=noise(1e6)))
+        found[remaining_s] = next_move(ctx, history)
+    roomy, less, short = found.values()
+    assert isinstance(roomy, Run)
+    assert roomy.spec.settings == best.replace(batch_size=128)
+    assert isinstance(less, Run)
+    assert less.spec.settings.loader.batch_size == 64
+    assert less.spec.settings.compute.compile == "reduce-overhead"
+    assert isinstance(short, EndSearch)
+
+
+def test_what_the_sampler_draws_is_given_the_time_that_it_needs() -> None:
+    """Code to be compiled has the patience of any other move, and is not drawn without the room."""
+    space, _, history = compiling()
+    know = Knowledge(context(space, budget_s=600.0, remaining_s=500.0), history)
+    costs = Costs(know)
+    drawn = space.settings(compile="default", num_workers=2)
+    run = sampled(know, costs, 400.0, drawn)
+    assert run is not None
+    assert run.spec.settings == drawn
+    assert run.spec.stage == "sampled"
+    assert run.spec.timeout_s == min(costs.patience_s(run.spec), 400.0) > 100.0
+    assert run.spec.give_up_below is not None
+    assert sampled(know, costs, 20.0, drawn) is None
+    assert sampled(know, costs, 20.0, space.settings(num_workers=2)) is not None
+    assert sampled(know, costs, 400.0, space.yours) is None

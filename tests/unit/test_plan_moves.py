@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from search_worlds import History, context, space_of
+from search_worlds import History, acceptable, context, space_of
 
 from autotune.search.decision import EndSearch, Finish, Run, Sample
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import acceptable, needed_s, next_move
+from autotune.search.plan import needed_s, next_move
 from autotune.space.candidates import bundle
 from autotune.testing import fake_description
 from autotune.trial import Trial

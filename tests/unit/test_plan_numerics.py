@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from search_worlds import History, context, fake_runner, run_fake, space_of
+from search_worlds import History, acceptable, context, fake_runner, run_fake, space_of
 from strategies import plain_gpu
 
 from autotune.measure.seam import NumericsSpec
@@ -19,7 +19,7 @@ from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.guard import early_check, guard_notes, next_check, reserve_s
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import acceptable, next_move
+from autotune.search.plan import next_move
 from autotune.settings import Settings
 from autotune.testing import fake_numerics
 from autotune.trial import Failure, Mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from search_worlds import History, context, fake_runner, run_fake, space_of
+from search_worlds import History, acceptable, context, fake_runner, run_fake, space_of
 
 from autotune.measure.seam import PilotSpec
 from autotune.outcome import NoiseScale, Outcome, Pilot
@@ -20,7 +20,7 @@ from autotune.search.finals import candidates
 from autotune.search.finals import judged as verdict_of
 from autotune.search.knowledge import Knowledge
 from autotune.search.pilot import SHARE, early_pilot, pilot_notes, reserve_s, unaffordable
-from autotune.search.plan import acceptable, next_move
+from autotune.search.plan import next_move
 from autotune.settings import Settings
 from autotune.space.candidates import bundle
 from autotune.testing import FakeRunner, fake_gradients, fake_pilot

@@ -5,11 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from search_worlds import History, context, fake_runner, random_rate, run_fake, space_of, steady_rate
+from search_worlds import (
+    History,
+    acceptable,
+    context,
+    fake_runner,
+    random_rate,
+    run_fake,
+    space_of,
+    steady_rate,
+)
 
 from autotune.search.decision import EndSearch, Move, Run, Sample
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import acceptable, next_move
+from autotune.search.plan import next_move
 from autotune.space.candidates import Space, bundle
 
 PLENTY = {"budget_s": 1e5, "remaining_s": 1e5}

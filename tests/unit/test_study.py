@@ -200,7 +200,9 @@ def test_a_trial_from_a_newer_version_is_one_of_our_errors(path):
 
 def draw(store, accept=lambda settings: True):
     """Settings from the sampler."""
-    return store.draw(lambda values: SPACE.settings(**values), accept)
+    return store.draw(
+        lambda values: SPACE.settings(**values), lambda settings: settings if accept(settings) else None
+    )
 
 
 def test_drawn_settings_are_accepted_ones():
