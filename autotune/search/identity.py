@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.outcome import Objective
+from autotune.recipe.guard import CHECKED
 from autotune.space.candidates import Space
 
 
 def _looks(space: Space) -> bool:
     """Whether larger batches are judged by gradients."""
     return "batch_size" in space.names and space.workload.step_samples is None
+
+
+def _learning(space: Space) -> dict[str, Any]:
+    """What noise scale, pilots and compared steps depend on, where something searched is judged by them."""
+    workload = space.workload
+    if not (_looks(space) or set(CHECKED) & set(space.names)):
+        return {}
+    return {
+        "loss": workload.loss,
+        "learning_rates": list(workload.learning_rates),
+        "weight_decays": list(workload.weight_decays),
+        "beta2s": list(workload.beta2s),
+    }
 
 
 def identity(
@@ -37,6 +51,7 @@ def identity(
         "fixed": {knob: space.start.flat()[knob] for knob in sorted(space.fixed)},
         "epochs": epochs,
         **({"objective": objective} if "batch_size" in space.names else {}),
+        **_learning(space),
         **({"warm": warm} if warm is not None and _looks(space) else {}),
         "machine": machine.fingerprint(),
         "workload": workload.fingerprint(),

@@ -153,6 +153,26 @@ def test_another_look_at_the_gradients_is_another_study(tmp_path) -> None:
     run_fake(runner, 60.0, allow="numerics", storage=storage, resume=True)
 
 
+ANOTHER_TRAINING = [{"learning_rates": (1.0,)}, {"weight_decays": (0.1,)}, {"loss": "mse_loss"}]
+
+
+@pytest.mark.parametrize("changed", ANOTHER_TRAINING)
+def test_what_was_seen_of_another_training_does_not_count(tmp_path, changed: dict) -> None:
+    """Noise scale and pilots hold for a loss and its rates; where nothing is judged by them, trials count."""
+    for allow in ("recipe", "exact"):
+        storage = str(tmp_path / f"{allow}.journal")
+        made = [
+            fake_runner(growing, facts={**SGD, **QUIET, **facts}, gradients=fake_gradients(600.0, 64))
+            for facts in ({}, changed)
+        ]
+        run_fake(made[0], 60.0, allow=allow, storage=storage)
+        if allow == "exact":
+            run_fake(made[1], 60.0, allow=allow, storage=storage, resume=True)
+            continue
+        with pytest.raises(StudyError, match=f"{next(iter(changed))} was"):
+            run_fake(made[1], 60.0, allow=allow, storage=storage, resume=True)
+
+
 def test_answers_of_a_runner_become_a_look() -> None:
     """A refusal or diverged gradients keep the batch; no time or memory leaves the trusted rules."""
     refused = look_of(GradientStats(micro_samples=64, micro_batches=4, refused="so"))
