@@ -96,7 +96,7 @@ def find_best(
             without. `optuna-dashboard` opens it.
         resume: go on with the study in `storage`.
         warm_start: try first what saved profiles say won on the like of this workload; measured again.
-        seed: of every random choice.
+        seed: of every random choice, 0 to 2**32 - 1.
         name: what to call it in reports and file names; without, what the Workload says, else the model's
             class or the target's file.
         listener: is told of every trial as it happens.
@@ -278,6 +278,12 @@ def _check_values(allow: str, objective: str, fixed: Any, seed: Any) -> None:
     if not isinstance(seed, int):
         raise UsageError(
             "`seed` must be a whole number", why=f"it is {seed!r}", fix="leave it out, or give one"
+        )
+    if not 0 <= seed < 2**32:
+        raise UsageError(
+            "`seed` must be at least 0 and under 2**32",
+            why=f"it is {seed!r}, and the sampler of the search takes no other",
+            fix="leave it out, or give one in that range",
         )
     if allow not in ("exact", "numerics", "recipe"):
         raise UsageError(

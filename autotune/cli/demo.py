@@ -7,7 +7,7 @@ import sys
 import click
 
 from autotune.cli import running
-from autotune.cli.options import BUDGET, talk_options
+from autotune.cli.options import BUDGET, SEED, talk_options
 from autotune.cli.streams import say, write_answer
 
 
@@ -15,7 +15,7 @@ from autotune.cli.streams import say, write_answer
 @click.option(
     "--budget", type=BUDGET, default="90s", show_default=True, help="Wall-clock time for everything."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice.")
 @talk_options
 def demo(talk: running.Talk, budget: float, seed: int, as_json: bool) -> int:
     """Tune a ResNet-18 on photos that are drawn at start, and show the report.

@@ -65,6 +65,8 @@ class Effective(click.ParamType):
 
 
 EFFECTIVE = Effective()
+SEED = click.IntRange(0, 2**32 - 1)
+"""What the sampler of the search takes."""
 
 
 def fixed_knobs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, KnobValue]:

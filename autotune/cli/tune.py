@@ -11,7 +11,7 @@ import click
 
 from autotune.cli import running
 from autotune.cli.errors import EXPECTED
-from autotune.cli.options import BUDGET, EFFECTIVE, fixed_knobs, talk_options
+from autotune.cli.options import BUDGET, EFFECTIVE, SEED, fixed_knobs, talk_options
 from autotune.cli.streams import say, write_answer
 from autotune.errors import EnvironmentFault, UsageError
 from autotune.measure.target import parse_target
@@ -115,7 +115,7 @@ class TuneArgs:
     show_default=True,
     help="Whether to try first what won on the like of TARGET by saved profiles. It is measured again.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--runner",
     type=click.Choice(["process", "in-process"]),

@@ -14,6 +14,7 @@ from autotune.api import find_best, tune_with
 from autotune.errors import UsageError
 from autotune.measure import payload, process_runner
 from autotune.measure.inprocess import InProcessRunner
+from autotune.measure.seam import Description
 from autotune.search import engine
 from autotune.search.engine import TuneOptions, tune
 from autotune.search.listener import SilentListener
@@ -96,19 +97,44 @@ def test_a_bench_process_tells_the_workloads_name() -> None:
     runner.close()
 
 
+class _Counted(FakeRunner):
+    """Counts how often the workload is brought up."""
+
+    described = 0
+
+    def describe(self) -> Description:
+        """As the fake does."""
+        self.described += 1
+        return super().describe()
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
         ({"fixed": ["num_workers"]}, "`fixed` is no mapping"),
         ({"seed": "x"}, "`seed` must be a whole number"),
+        ({"seed": -1}, "`seed` must be at least 0 and under 2**32"),
+        ({"seed": 2**32}, "`seed` must be at least 0 and under 2**32"),
     ],
 )
-def test_options_of_another_type_are_refused(options: dict[str, Any], what: str) -> None:
-    """As errors of use, not wherever they are used first."""
+def test_options_that_nothing_can_use_are_refused(options: dict[str, Any], what: str) -> None:
+    """As errors of use, not wherever they are used first; the workload is not brought up for them."""
+    runner = _Counted(lambda settings, mode: 100.0)
     with pytest.raises(UsageError) as caught:
-        find_best(object(), [1, 2], runner=FakeRunner(lambda settings, mode: 100.0), **options)
+        find_best(object(), [1, 2], runner=runner, **options)
     assert caught.value.what == what
+    assert repr(next(iter(options.values()))) in caught.value.why
     assert caught.value.fix
+    assert runner.described == 0
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_least_and_the_greatest_seed_run(seed: int, tmp_path: Path) -> None:
+    """What is let through is what the study's sampler takes too."""
+    runner = FakeRunner(lambda settings, mode: 100.0)
+    storage = tmp_path / "study.journal"
+    result = tune_with(runner, None, budget=60, seed=seed, storage=storage, warm_start=False)
+    assert result.outcome.trials
 
 
 def test_a_storage_may_be_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_the_step_of_yours_can_be_kept_by_name(tuner: Tuner) -> None:
         (("--set", "precision=bfloat"), "did you mean `bfloat16`?"),
         (("--allow", "all"), "'all' is not one of"),
         (("--epochs", "0"), "0 is not in the range"),
+        (("--seed", "-1"), "-1 is not in the range"),
+        (("--seed", str(2**32)), "4294967296 is not in the range"),
         (("--decay", "linear"), "'linear' is not one of"),
         (("--keep-effective", "mine"), "'mine' is neither 'yours' nor a number of samples"),
         (("--keep-effective", "0"), "'0' is neither 'yours' nor a number of samples"),
@@ -297,6 +299,15 @@ def test_a_bug_of_ours_is_70_with_the_traceback_in_a_file(tuner: Tuner, tmp_path
     (crash,) = (tmp_path / "home" / "crashes").iterdir()
     assert str(crash) in ran.stderr
     assert "ZeroDivisionError: ours" in crash.read_text()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_demo_refuses_a_seed_that_no_generator_takes(tuner: Tuner, seed: int) -> None:
+    """As `tune` does, before anything runs."""
+    ran = CliRunner().invoke(cli, ["demo", "--seed", str(seed)])
+    assert ran.exit_code == 2
+    assert f"{seed} is not in the range" in ran.stderr
+    assert tuner.asked == {}
 
 
 def test_demo_shows_the_report_and_saves_nothing(tuner: Tuner, tmp_path: Path) -> None:
