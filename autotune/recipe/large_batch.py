@@ -16,6 +16,7 @@ from autotune.outcome import Decay, LargeBatch, Recipe
 LARS_LEAST = 8192
 LAMB_LEAST = 4096
 LAMB_LEAST_GROWTH = 16.0
+_IMAGENET_SAMPLES = 1_281_167
 _UNPROVEN = "needs a validation run of its own"
 
 
@@ -25,15 +26,25 @@ class _LarsPoint:
 
     batch_size: int
     learning_rate: float
-    warmup_steps: int
+    warmup_epochs: int
+    """Of ImageNet, as the reference gives it."""
     momentum: float
+
+    @property
+    def warmup_steps(self) -> int:
+        """The same in steps of this batch: epochs * 1,281,167 / batch size, to the nearest whole step.
+
+        782, 883, 626 and 606 in the order of `_LARS`: they do not simply come down as the batch grows, so
+        that a list of rounded steps does not tell which is whose.
+        """
+        return round(self.warmup_epochs * _IMAGENET_SAMPLES / self.batch_size)
 
 
 _LARS = (
-    _LarsPoint(batch_size=8_192, learning_rate=17.0, warmup_steps=780, momentum=0.9),
-    _LarsPoint(batch_size=13_056, learning_rate=12.8, warmup_steps=625, momentum=0.9),
-    _LarsPoint(batch_size=32_768, learning_rate=21.2, warmup_steps=606, momentum=0.94),
-    _LarsPoint(batch_size=65_536, learning_rate=24.7, warmup_steps=605, momentum=0.952),
+    _LarsPoint(batch_size=8_192, learning_rate=17.0, warmup_epochs=5, momentum=0.9),
+    _LarsPoint(batch_size=13_056, learning_rate=12.8, warmup_epochs=9, momentum=0.9),
+    _LarsPoint(batch_size=32_768, learning_rate=21.2, warmup_epochs=16, momentum=0.94),
+    _LarsPoint(batch_size=65_536, learning_rate=24.7, warmup_epochs=31, momentum=0.952),
 )
 _LARS_WEIGHT_DECAY = 5e-5
 _LAMB_WEIGHT_DECAY = 0.01

@@ -43,11 +43,25 @@ def test_lars_has_the_numbers_of_a_run_that_converged():
     offer = scale_recipe(CONVNET, 30_000, 256, epochs=60).large_batch
     assert offer is not None
     assert (offer.learning_rate, offer.momentum) == (21.2, 0.94)
-    assert offer.warmup_samples == 606 * 30_000
+    assert offer.warmup_samples == 626 * 30_000
     assert offer.decay is not None
     assert (offer.decay.shape, offer.decay.power, offer.decay.samples) == ("polynomial", 2.0, 60 * 1_281_167)
     assert offer.decay.end * offer.learning_rate == pytest.approx(1e-4)
     assert "validation run" in offer.rule
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "steps"),
+    [(8_192, 5, 782), (13_056, 9, 883), (32_768, 16, 626), (65_536, 31, 606)],
+)
+def test_lars_warms_up_for_as_many_steps_as_the_reference(batch_size, epochs, steps):
+    """The reference counts epochs of ImageNet, in steps of its own batch, whatever the dataset is here."""
+    assert steps == round(epochs * 1_281_167 / batch_size)
+    for samples in (1_281_167, 10_000_000):
+        workload = plain_workload(dataset_samples=samples)
+        offer = scale_recipe(workload, batch_size, 256, epochs=200).large_batch
+        assert offer is not None
+        assert offer.warmup_samples == steps * batch_size
 
 
 def test_lamb_scales_from_bert():
