@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.facts import MachineFacts
-from autotune.outcome import Kept, Outcome, VerdictKind
+from autotune.outcome import Interval, Kept, Outcome, VerdictKind
 from autotune.profile import schema
 from autotune.report.batches import BatchTable, batch_table
 from autotune.report.figures import Failures, break_even_s, failures, rival, sides
@@ -80,7 +80,7 @@ def view_of(outcome: Outcome, *, version: str = "", saved: str = "") -> View:
             verdict.sentence,
             len(outcome.trials),
             changed=changed,
-            compared=verdict.ratio is not None,
+            ratio=verdict.ratio,
         ),
         good=verdict.kind in ("faster", "kept"),
         best_label=_best_label(verdict.kind, changed=changed, shown=shown),
@@ -138,7 +138,7 @@ def view_of_profile(profile: schema.Profile) -> View:
             measured.sentence,
             measured.trials,
             changed=changed,
-            compared=measured.ratio is not None,
+            ratio=measured.ratio,
         ),
         good=measured.verdict in ("faster", "kept"),
         best_label=_best_label(measured.verdict, changed=changed, shown=None),
@@ -222,10 +222,11 @@ def _head(version: str, name: str, machine: str, yours: Side | None) -> tuple[st
     return tuple(part for part in (f"autotune {version}".rstrip(), name, machine, rate) if part)
 
 
-def _headline(kind: VerdictKind, sentence: str, count: int, *, changed: bool, compared: bool) -> str:
+def _headline(kind: VerdictKind, sentence: str, count: int, *, changed: bool, ratio: Interval | None) -> str:
     """One or two sentences; without a comparison in the finals nothing is claimed about the best."""
     trials = count_text(count, "trial")
-    kept = "are already within noise of the best" if compared else "stay"
+    tied = ratio is not None and ratio.low <= 1 <= ratio.high  # else what is next says which was faster
+    kept = "are already within noise of the best" if tied else "stay"
     so_far = "the best so far, not confirmed" if changed else "cut short before anything beat your settings"
     openings = {
         "faster": "" if sentence else "Faster than yours.",

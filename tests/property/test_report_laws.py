@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import report_samples as samples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import settings
 
@@ -17,7 +17,7 @@ from autotune.report.figures import sides
 from autotune.report.progress import trial_line
 from autotune.report.text import render
 from autotune.report.view import view_of
-from autotune.search.verdict import pairs
+from autotune.search.verdict import judge, pairs
 from autotune.settings import Settings
 from autotune.trial import Trial
 
@@ -48,6 +48,35 @@ def test_the_rates_shown_have_the_ratio_that_the_verdict_has(rates: list[tuple[i
     assert yours is not None
     assert best is not None
     assert math.isclose(best.samples_per_s / yours.samples_per_s, math.exp(math.fsum(logs) / len(logs)))
+
+
+@given(
+    st.floats(0.97, 1.03),
+    st.sampled_from((0.0, 0.001, 0.01)),
+    st.lists(st.floats(-1, 1), min_size=4, max_size=8),
+    st.sampled_from((1.0, 1.05)),
+)
+@example(1.02, 0.001, [0.0, 1.0, -1.0, 0.5, -0.5], 1.05)  # a sure gain, under its price
+@example(0.98, 0.001, [0.0, 1.0, -1.0, 0.5, -0.5], 1.0)
+def test_yours_is_within_noise_of_the_best_where_the_verdict_says_so(
+    level: float, noise: float, wobble: list[float], price: float
+) -> None:
+    """Of what is surely faster or slower the report does not say that it is noise."""
+    rates = [(10**6, round(10**6 * level * math.exp(noise * each))) for each in wobble]
+    trials = finals(rates, samples.WINNER)
+    verdict = judge(
+        samples.YOURS,
+        [samples.WINNER],
+        trials,
+        samples=None,
+        epochs=None,
+        simpler=lambda _: (),
+        price=lambda _: price,
+    )
+    headline = view_of(samples.kept(verdict=verdict, trials=trials)).headline
+    opening, _, why = headline.partition("). ")
+    if verdict.kind == "kept":
+        assert ("within noise" in opening) == ("within noise" in why)
 
 
 @given(settings(), settings(), PROSE, PROSE, PROSE, WORD)

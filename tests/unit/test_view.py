@@ -129,6 +129,27 @@ def test_kept_without_a_comparison_does_not_claim_to_be_near_the_best(why: str) 
     assert view.headline == f"Your settings stay (4 trials). {why[0].upper()}{why[1:]}."
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "why", "opening"),
+    [
+        (1.015, 1.024, "gain is too small for what it asks", "Your settings stay (13 trials)."),
+        (1.004, 1.026, "gain is too small to be sure of", "Your settings stay (13 trials)."),
+        (0.95, 0.98, "was slower", "Your settings stay (13 trials)."),
+        (0.98, 1.02, "was within noise", "Your settings are already within noise of the best (13 trials)."),
+    ],
+)
+def test_what_differs_for_sure_is_not_said_to_be_noise(
+    low: float, high: float, why: str, opening: str
+) -> None:
+    """The opening agrees with the verdict's own sentence, on the screen and from the file."""
+    ratio = Interval(value=(low + high) / 2, low=low, high=high)
+    verdict = replace(samples.kept().verdict, ratio=ratio, sentence=f"yours stays: the best candidate {why}")
+    outcome = samples.kept(verdict=verdict)
+    profile = profile_of(outcome, created="2026-11-23T10:00:00+00:00", version="0.1.0")
+    for view in (view_of(outcome), view_of_profile(profile)):
+        assert view.headline == f"{opening} The best candidate {why}."
+
+
 def test_failures_are_counted_by_kind_the_most_frequent_first() -> None:
     """Two trials out of memory and one crash are two lines."""
     groups = failures(samples.failing().trials)
