@@ -13,7 +13,7 @@
     |-- BudgetError           AT-E30  not even the baseline fits the budget
     |-- DeviceError           AT-E31  no device, or several and none named
     |-- BaselineError         AT-E32  the user's own settings do not run
-    |-- ProfileError          AT-E40  a profile file that cannot be read
+    |-- ProfileError          AT-E40  a profile that cannot be read, or is too large to be
     |-- StudyError            AT-E41  a study file that cannot be used or resumed
     `-- EnvironmentFault      AT-E50  the machine refuses: disk, permissions, a missing package
 
@@ -142,7 +142,7 @@ class BaselineError(AutotuneError):
 
 
 class ProfileError(AutotuneError):
-    """A profile file that cannot be read; `detail` points at line and column."""
+    """A profile that cannot be read, or is too large to be; of a file `detail` points at line and column."""
 
     code = "AT-E40"
 

@@ -16,7 +16,7 @@ from autotune.outcome import Outcome
 from autotune.profile import store
 from autotune.profile.match import changes_batch, warn_if_unfit
 from autotune.profile.schema import Profile
-from autotune.profile.yaml_io import dumps
+from autotune.profile.yaml_io import dumps_readable
 from autotune.report.text import render
 from autotune.report.view import view_of, view_of_profile
 from autotune.settings import Settings
@@ -129,9 +129,13 @@ class Tuned:
 
         Returns:
             Where it was written.
+
+        Raises:
+            EnvironmentFault: where the file system refuses.
+            ProfileError: for a profile that is too large to be read again.
         """
         target = Path(path) if path is not None else store.default_profile_path(self.profile.name)
-        return store.save_text(target, dumps(self.profile))
+        return store.save_text(target, dumps_readable(self.profile))
 
     def _compare(self) -> None:
         """Warn once when this machine is not the one that was measured."""

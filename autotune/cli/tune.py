@@ -13,7 +13,7 @@ from autotune.cli import running
 from autotune.cli.errors import EXPECTED
 from autotune.cli.options import BUDGET, EFFECTIVE, SEED, fixed_knobs, talk_options
 from autotune.cli.streams import say, write_answer
-from autotune.errors import EnvironmentFault, UsageError
+from autotune.errors import EnvironmentFault, ProfileError, UsageError
 from autotune.measure.target import parse_target
 from autotune.settings import KnobValue
 
@@ -192,7 +192,7 @@ def _save(result: Result, output: Path | None) -> str:
         return ""
     try:
         return str(result.save(output))
-    except EnvironmentFault as error:
+    except (EnvironmentFault, ProfileError) as error:
         say(f"warning: the profile was not saved: {error.what} ({error.why})")
         return ""
 

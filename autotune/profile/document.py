@@ -29,7 +29,11 @@ from autotune.profile.pointing import Finding, Place, place_of
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 12
-MAX_VALUES = 10_000
+MAX_VALUES = 100_000
+"""Keys, scalars, lists and mappings; so many take seconds to read.
+
+A recipe has six for each param group, in some 90 bytes, so that a profile mostly comes to `MAX_BYTES` first.
+"""
 _MAX_DIGITS = 40
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -91,6 +95,15 @@ def read_document(text: str) -> Document:
     if not reader.documents:
         raise UnreadableError(Finding(place=Place(line=0, column=0), message="the file holds no profile"))
     return reader.document
+
+
+def values_in(tree: Any) -> int:
+    """How many values the text of a tree of dicts, lists and scalars has, as `read_document` counts them."""
+    if isinstance(tree, dict):
+        return 1 + sum(1 + values_in(item) for item in tree.values())
+    if isinstance(tree, list):
+        return 1 + sum(map(values_in, tree))
+    return 1
 
 
 def _events(text: str) -> Iterator[Any]:

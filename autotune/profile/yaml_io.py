@@ -20,7 +20,14 @@ from autotune.codec import CodecError, Path, Problem, decode, encode
 from autotune.errors import ProfileError
 from autotune.outcome import Interval
 from autotune.profile.comments import ratio_comment, setting_comments, shown
-from autotune.profile.document import MAX_BYTES, Document, UnreadableError, read_document
+from autotune.profile.document import (
+    MAX_BYTES,
+    MAX_VALUES,
+    Document,
+    UnreadableError,
+    read_document,
+    values_in,
+)
 from autotune.profile.legal import illegal_values
 from autotune.profile.pointing import Finding, error_at, place_of
 from autotune.profile.schema import SCHEMA, Profile
@@ -65,6 +72,24 @@ def dumps(profile: Profile) -> str:
     yaml.dump(tree, buffer)
     version = "".join(c for c in profile.autotune_version if c.isprintable())
     return f"# written by autotune {version}\n{_SECTION.sub(chr(10), buffer.getvalue())}"
+
+
+def dumps_readable(profile: Profile) -> str:
+    """What `dumps` gives, where `loads` does not refuse it for its size.
+
+    Raises:
+        ProfileError: where it would.
+    """
+    text, values = dumps(profile), values_in(encode(profile))
+    size = len(text.encode("utf-8"))
+    if values > MAX_VALUES or size > MAX_BYTES:
+        raise ProfileError(
+            "the profile is too large to be read again",
+            why=f"it has {values:,} values in {size / 2**20:.2f} MiB; up to {MAX_VALUES:,} are read, in"
+            f" {MAX_BYTES / 2**20:g} MiB",
+            fix="give the optimizer fewer param groups: the recipe has six numbers for each",
+        )
+    return text
 
 
 def loads(text: str | bytes, *, source: str = "profile") -> Profile:

@@ -28,6 +28,7 @@ from autotune.outcome import (
     VerdictKind,
     Worth,
 )
+from autotune.profile import document
 from autotune.profile.schema import (
     SCHEMA,
     GpuSummary,
@@ -245,6 +246,18 @@ def test_reading_undoes_writing(profile: Profile):
     again = loads(text)
     assert again == profile
     assert dumps(again) == text
+
+
+@settings(max_examples=30, deadline=None)
+@given(_profiles)
+def test_what_is_written_has_as_many_values_as_are_counted_in_reading(profile: Profile):
+    """So that what is refused for its size in reading is refused in writing, and nothing else is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document, "MAX_VALUES", document.values_in(encode(profile)))
+        assert loads(dumps(profile)) == profile
+        patch.setattr(document, "MAX_VALUES", document.MAX_VALUES - 1)
+        with pytest.raises(ProfileError, match="more than"):
+            loads(dumps(profile))
 
 
 @settings(max_examples=60, deadline=None)

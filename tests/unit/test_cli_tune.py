@@ -18,6 +18,7 @@ import autotune.api
 from autotune.cli.main import cli
 from autotune.errors import BudgetError, EnvironmentFault
 from autotune.outcome import Outcome
+from autotune.profile import yaml_io
 from autotune.profile.schema import profile_of
 from autotune.profile.yaml_io import loads
 from autotune.result import Result
@@ -181,6 +182,18 @@ def test_a_home_that_cannot_be_written_does_not_cost_the_answer(
     assert ran.exit_code == 0
     assert loads(ran.stdout).settings == samples.WINNER
     assert "warning: the profile was not saved" in ran.stderr
+
+
+def test_a_profile_that_is_too_large_to_save_does_not_cost_the_answer(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It goes to stdout, and no file is left that nothing can read."""
+    monkeypatch.setattr(yaml_io, "MAX_VALUES", 10)
+    ran = tune("--output", "mine.yaml")
+    assert ran.exit_code == 1
+    assert loads(ran.stdout).settings == samples.WINNER
+    assert "warning: the profile was not saved: the profile is too large" in ran.stderr
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_an_output_that_is_lost_on_the_way_does_not_cost_the_answer(tuner: Tuner, tmp_path: Path) -> None:

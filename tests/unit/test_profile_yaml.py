@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 from profile_samples import BEST, YOURS, interval, sample_profile
+from strategies import plain_workload
 
+import autotune
 from autotune.codec import encode
 from autotune.errors import ProfileError
 from autotune.outcome import Kept, Worth
-from autotune.profile.document import MAX_BYTES
-from autotune.profile.schema import SCHEMA
+from autotune.profile import yaml_io
+from autotune.profile.document import MAX_BYTES, values_in
+from autotune.profile.schema import SCHEMA, Profile
 from autotune.profile.yaml_io import dumps, loads
+from autotune.recipe.scaling import scale_recipe
+from autotune.result import Tuned
 
 TESTS = Path(__file__).parents[1]
 TEXT = dumps(sample_profile())
@@ -242,7 +247,7 @@ def test_a_newer_schema_names_the_autotune_that_reads_it():
         ("schema: 1\n---\nschema: 1\n", "a second document begins here"),
         ("[" * 3000, "nested more than 12 deep"),
         ("{a: " * 3000, "nested more than 12 deep"),
-        ("- a\n" * 20_000, "more than 10000 values"),
+        ("- a\n" * 120_000, "more than 100000 values"),
         (b"schema: 1\nname: caf\xe9\n", "the byte 0xe9 is not UTF-8 text"),
         (b"\xff\xfes\x00", "the byte 0xff is not UTF-8 text"),
         ("a" * (MAX_BYTES + 1), "too large to be a profile"),
@@ -251,6 +256,46 @@ def test_a_newer_schema_names_the_autotune_that_reads_it():
 def test_what_is_no_profile_at_all_is_said_so(text: str | bytes, message: str):
     """Empty, foreign, enormous or hostile files end quickly, in one sentence and a place."""
     assert message in _error(text)
+
+
+def _of_groups(count: int) -> Profile:
+    """A profile of AdamW with so many param groups, as learning rates for each layer make them."""
+    workload = plain_workload(
+        optimizer_class="AdamW",
+        optimizer_family="adam",
+        learning_rates=tuple(1e-3 * 0.999**group for group in range(count)),
+        weight_decays=(0.01,) * count,
+        decoupled_weight_decay=True,
+        beta2s=(0.999,) * count,
+    )
+    return replace(sample_profile(), recipe=scale_recipe(workload, 256, 64, epochs=10))
+
+
+@pytest.mark.parametrize("groups", [1_700, 3_000])
+def test_a_profile_of_many_param_groups_is_read_again(groups: int, tmp_path: Path):
+    """One group for each parameter of a large model: what `save` writes, `load` reads."""
+    profile = _of_groups(groups)
+    path = Tuned(profile).save(tmp_path / "autotune.yaml")
+    assert autotune.load(path).profile == profile
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [("MAX_VALUES", values_in(encode(sample_profile()))), ("MAX_BYTES", len(TEXT.encode()))],
+)
+def test_a_profile_that_could_not_be_read_again_is_not_written(
+    limit: str, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """One value or byte more than is read is told where there is still something to be done."""
+    path = tmp_path / "autotune.yaml"
+    monkeypatch.setattr(yaml_io, limit, size - 1)
+    with pytest.raises(ProfileError) as caught:
+        Tuned(sample_profile()).save(path)
+    assert caught.value.what == "the profile is too large to be read again"
+    assert "param groups" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(yaml_io, limit, size)
+    assert autotune.load(Tuned(sample_profile()).save(path)).profile == sample_profile()
 
 
 def test_aliases_are_not_expanded():
