@@ -91,6 +91,8 @@ class WorkloadFacts:
     dataset_samples: int | None = None
     """Samples that one epoch of *yours* trains on, those that `drop_last` leaves out not counted; None where
     it is unknown."""
+    dropped_samples: int | None = None
+    """Those that `drop_last` leaves out of it; None where the last batch of an epoch may be a smaller one."""
     iterable: bool = False
     sharded: bool = True
     """For an IterableDataset: whether it divides its samples among workers."""

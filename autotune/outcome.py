@@ -72,7 +72,11 @@ class Decay:
 
     shape: DecayShape
     samples: int
-    """Samples after which it has come down to `end`, where it stays."""
+    """Samples after which it has come down to `end`, where it stays.
+
+    Over a whole run they are counted as its steps count them, each as a full one. The last batch of an epoch
+    is smaller or dropped, so that this length differs between batch sizes by the rounding of an epoch.
+    """
     end: float = 0.0
     """The part of the learning rate that is left then."""
     power: float = 1.0
@@ -104,6 +108,8 @@ class LargeBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How learning goes with the chosen batch size. Lengths are in samples: no batch size changes them.
+
+    A decay alone ends with the run's last step, which rounds each epoch to whole batches.
 
     A number goes with its rule, which names its source. `reference_` is what the user has at
     `reference_batch_size`.

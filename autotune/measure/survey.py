@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -234,10 +234,10 @@ def _facts(
         ),
         dataset_class=type(parts.dataset).__name__ if parts is not None else None,
         dataset_samples=parts.samples() if parts is not None else None,
+        dropped_samples=_dropped_samples(parts),
         iterable=parts is not None and parts.iterable,
         sharded=parts is None or loaders.shards_itself(parts),
         batch_size_fixed=_batch_size_fixed(session),
-        workers_fixed="",
         persistent_fixed=_persistent_fixed(parts),
         optimizer_class="+".join(type(o).__name__ for o in built) if given else None,
         optimizer_family=optimizers.family(built[0]) if given and len(built) == 1 else "other",
@@ -257,6 +257,13 @@ def _facts(
         first_loss=first_loss,
         step_s=step_s,
     )
+
+
+def _dropped_samples(parts: loaders.LoaderParts | None) -> int | None:
+    if parts is None or not parts.drop_last:
+        return None
+    trained, all_of_them = parts.samples(), replace(parts, drop_last=False).samples()
+    return None if trained is None or all_of_them is None else all_of_them - trained
 
 
 def _autocast_fixed(session: Session, kit: StepKit, watch: _Watch) -> str:

@@ -57,7 +57,12 @@ _MOST_WARMUP = 0.25
 
 
 def offer_large_batch(
-    workload: WorkloadFacts, batch_size: int, reference: int, *, run_samples: int | None
+    workload: WorkloadFacts,
+    batch_size: int,
+    reference: int,
+    *,
+    run_samples: int | None,
+    decay_samples: int | None,
 ) -> LargeBatch | None:
     """LARS for a convolutional network with SGD, LAMB for a transformer with AdamW; None for batches under.
 
@@ -65,21 +70,22 @@ def offer_large_batch(
         workload: gives the kind of model and the optimizer.
         batch_size: samples in a step.
         reference: samples in the user's own step.
-        run_samples: of the whole run; None where it is unknown, and then nothing decays.
+        run_samples: of the whole run; None where it is unknown.
+        decay_samples: the same as schedules count it; None where it is unknown, and then nothing decays.
     """
     if workload.optimizer_family == "sgd" and workload.has_conv2d and batch_size >= LARS_LEAST:
-        return _lars(batch_size, run_samples)
+        return _lars(batch_size, run_samples, decay_samples)
     grown = batch_size >= LAMB_LEAST and batch_size >= LAMB_LEAST_GROWTH * reference
     if workload.optimizer_class == "AdamW" and workload.has_attention and grown:
-        return _lamb(batch_size, run_samples)
+        return _lamb(batch_size, run_samples, decay_samples)
     return None
 
 
-def _lars(batch_size: int, run_samples: int | None) -> LargeBatch:
+def _lars(batch_size: int, run_samples: int | None, decay_samples: int | None) -> LargeBatch:
     point = min(_LARS, key=lambda one: abs(math.log(one.batch_size / batch_size)))
     decay = None
-    if run_samples is not None:
-        decay = Decay(shape="polynomial", samples=run_samples, end=1e-4 / point.learning_rate, power=2.0)
+    if decay_samples is not None:
+        decay = Decay(shape="polynomial", samples=decay_samples, end=1e-4 / point.learning_rate, power=2.0)
         decay = replace(decay, rule="power 2 to 1e-4 (MLPerf)")
     return LargeBatch(
         optimizer="LARS",
@@ -93,12 +99,13 @@ def _lars(batch_size: int, run_samples: int | None) -> LargeBatch:
     )
 
 
-def _lamb(batch_size: int, run_samples: int | None) -> LargeBatch:
+def _lamb(batch_size: int, run_samples: int | None, decay_samples: int | None) -> LargeBatch:
     share = batch_size / _LAMB_BATCH
     warmup, decay = int(2 / (1 - _LAMB_BETAS[1])) * batch_size, None
     if run_samples is not None:
         warmup = int(_LAMB_WARMUP * share * run_samples)
-        decay = Decay(shape="polynomial", samples=run_samples, rule="straight to 0 (LAMB's BERT)")
+    if decay_samples is not None:
+        decay = Decay(shape="polynomial", samples=decay_samples, rule="straight to 0 (LAMB's BERT)")
     return LargeBatch(
         optimizer="LAMB",
         learning_rate=_LAMB_LR * math.sqrt(share),

@@ -85,7 +85,7 @@ def scale_recipe(
         reference_batch_size: samples in the batch that the user's numbers were chosen for.
         epochs: the length of the run to come.
         noise: the gradient noise scale at the user's batch; its lower bound counts.
-        decay: let the learning rate come down so, over the whole run; needs `epochs`.
+        decay: let the learning rate come down so, over the whole run, to its last step; needs `epochs`.
         keep_effective: gather gradients of several batches for one step of the user's own size: the
             workload's `step_samples`, and where it has none, one batch of the user's.
 
@@ -137,7 +137,7 @@ def scale_recipe(
         ema_rule=rules.EMA_RULE if step.k != 1 else "",
         accumulation_steps=accumulation,
         reference_accumulation_steps=reference_accumulation,
-        decay=None if decay is None else _decay(decay, _run_samples(workload, epochs)),
+        decay=None if decay is None else _decay(decay, _counted_samples(workload, batch_size, epochs)),
         large_batch=_offer(workload, step, epochs),
         notes=_notes(workload, step, count_on, decays=decay is not None),
     )
@@ -193,14 +193,28 @@ def _run_samples(workload: WorkloadFacts, epochs: int | None) -> int | None:
     return epochs * workload.dataset_samples
 
 
-def _decay(shape: DecayShape, run_samples: int | None) -> Decay:
-    if run_samples is None:
+def _counted_samples(workload: WorkloadFacts, batch_size: int, epochs: int | None) -> int | None:
+    """What schedules count over a run whose length is known: every batch of an epoch as a whole one.
+
+    The last one too, which is smaller; it does not count where the loader drops it. Of batches that are
+    gathered, those left over in an epoch go into the next one's first step, so each counts by itself. A
+    stream is taken to be batched by one worker: several have a last batch each.
+    """
+    samples, dropped = workload.dataset_samples, workload.dropped_samples
+    if epochs is None or not samples:
+        return None
+    batches = -(-samples // batch_size) if dropped is None else (samples + dropped) // batch_size
+    return epochs * max(1, batches) * batch_size
+
+
+def _decay(shape: DecayShape, samples: int | None) -> Decay:
+    if samples is None:
         raise UsageError(
             f"a {shape} decay needs the length of the run",
             why="neither its shape nor its end is known without",
             fix="give epochs=, and a dataset that has a length",
         )
-    return Decay(shape=shape, samples=run_samples, rule=_DECAY_RULES[shape])
+    return Decay(shape=shape, samples=samples, rule=_DECAY_RULES[shape])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +251,13 @@ def _warmup(
 def _offer(workload: WorkloadFacts, step: _Step, epochs: int | None) -> LargeBatch | None:
     if step.k <= 1:
         return None
-    run_samples = _run_samples(workload, epochs)
-    return offer_large_batch(workload, step.samples, step.reference, run_samples=run_samples)
+    return offer_large_batch(
+        workload,
+        step.samples,
+        step.reference,
+        run_samples=_run_samples(workload, epochs),
+        decay_samples=_counted_samples(workload, step.forward, epochs),
+    )
 
 
 def _notes(workload: WorkloadFacts, step: _Step, noise: float | None, *, decays: bool) -> tuple[str, ...]:

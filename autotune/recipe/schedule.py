@@ -1,5 +1,9 @@
 """The learning rate over a run as a function of samples: no batch size changes it.
 
+Samples are counted by whole steps, as a schedule sees them, and a decay over the run ends with its last one:
+where the last batch of each epoch is smaller or dropped, that end is rounded differently for each batch size.
+As a function of the part of the run that is done, a decay is the same in all.
+
 Warmup and decay are joined by the lesser of both, so a decay that starts at once is met where the warmup
 reaches it, and of two warmups the longer counts.
 """

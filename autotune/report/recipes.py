@@ -86,7 +86,7 @@ def _warmup(recipe: Recipe) -> list[Row]:
 def _decay(decay: Decay | None) -> list[Row]:
     if decay is None:
         return []
-    note = f"over {decay.samples:,} samples"
+    note = f"over {decay.samples:,} samples in whole batches"
     return [
         Row(
             name="decay",

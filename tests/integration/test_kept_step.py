@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import workloads as w
+from strategies import plain_workload
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
@@ -15,8 +17,10 @@ from torch.utils.data import DataLoader
 
 import autotune
 from autotune.errors import AutotuneWarning, UsageError
+from autotune.kit import make_kit
 from autotune.measure.inprocess import InProcessRunner
 from autotune.measure.stepkit import StepKit
+from autotune.recipe.scaling import scale_recipe
 from autotune.search.listener import SilentListener
 from autotune.settings import Settings
 from autotune.testing import FakeRunner, fake_description
@@ -198,6 +202,31 @@ def test_what_find_best_is_asked_reaches_the_kit(tmp_path: Path) -> None:
     assert kit.scheduler is not None
     assert kit.scheduler.samples == 256
     assert kit.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.5)
+
+
+@pytest.mark.parametrize(("batch_size", "gather"), [(64, 1), (32, 1), (16, 4)])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_run_with_a_decay_learns_to_its_last_step(batch_size: int, gather: int, drop_last: bool) -> None:
+    """100 samples are no whole number of batches: the rate comes down with the steps that a loader makes."""
+    own = batch_size * gather
+    left = 100 % own if drop_last else None
+    workload = plain_workload(
+        dataset_samples=100 - (left or 0), dropped_samples=left, step_samples=own if gather > 1 else None
+    )
+    recipe = scale_recipe(workload, batch_size, own, epochs=6, decay="cosine", keep_effective=gather > 1)
+    settings = Settings.from_flat({"batch_size": batch_size})
+    kit = make_kit(settings, recipe, w.Net(), w.sgd, loss=functional.cross_entropy, device="cpu")
+    loader = DataLoader(w.Rows(100), batch_size=batch_size, drop_last=drop_last)
+    rates: list[float] = []
+    kit.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    for batch in itertools.chain.from_iterable(itertools.repeat(loader, 6)):
+        kit.step(batch)
+    assert len(rates) == 6 * len(loader) // gather
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 1e-6
+    all_learnt = 6 * len(loader) % gather == 0
+    assert (kit.optimizer.param_groups[0]["lr"] < 1e-12) == all_learnt
+    kit.close()
 
 
 def growing(settings: Settings, mode: str) -> float:

@@ -99,6 +99,22 @@ def test_a_dataset_that_makes_its_batches_is_counted_by_them() -> None:
     assert found.samples == 12 * found.steps
 
 
+@pytest.mark.parametrize(("drop_last", "trained", "dropped"), [(False, 23, None), (True, 20, 3)])
+def test_samples_that_no_epoch_trains_on_are_counted_apart(
+    drop_last: bool, trained: int, dropped: int | None
+) -> None:
+    """Another batch size leaves out others, so both numbers are told; of a sampler, its own length."""
+    loader = DataLoader(w.Rows(23), batch_size=5, drop_last=drop_last)
+    sampler = DataLoader(w.Rows(64), batch_size=5, sampler=range(23), drop_last=drop_last)
+    for workload in (
+        Workload(w.Net(), w.Rows(23), batch_size=5, drop_last=drop_last, optimizer=w.sgd),
+        Workload(w.Net(), loader, optimizer=w.sgd),
+        Workload(w.Net(), sampler, optimizer=w.sgd),
+    ):
+        facts = described(workload).workload
+        assert (facts.dataset_samples, facts.dropped_samples) == (trained, dropped)
+
+
 def test_parts_in_evaluation_stay_there() -> None:
     """A frozen backbone keeps its flag in every trial; a model validated last is trained all the same."""
     model = w.Net()

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_samples import sample_profile
 from strategies import plain_workload, workloads
+from torch.utils.data import BatchSampler
 
+from autotune.facts import WorkloadFacts
 from autotune.outcome import NoiseScale, Recipe
 from autotune.profile.yaml_io import dumps, loads
 from autotune.recipe.scaling import scale_recipe
-from autotune.recipe.schedule import SampleSchedule, schedule_factor, warmup_factor
+from autotune.recipe.schedule import SampleSchedule, decay_factor, schedule_factor, warmup_factor
 
 BATCHES = st.integers(1, 8192)
 EPOCHS = st.none() | st.integers(1, 300)
@@ -46,6 +48,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         beta2s=tuple(draw(st.floats(0.5, 0.9999)) for _ in range(groups)),
         batch_norm_momenta=tuple(draw(st.lists(st.floats(0.001, 1), max_size=2))),
         dataset_samples=draw(st.none() | st.integers(1, 2_000_000)),
+        dropped_samples=draw(st.none() | st.integers(0, 8191)),
     )
     epochs = draw(EPOCHS)
     known = epochs is not None and workload.dataset_samples is not None
@@ -141,17 +144,52 @@ def test_a_schedule_knows_samples_only(recipe, times, steps):
     assert 0.0 <= schedule_factor(samples, recipe) <= 1.0
 
 
-@given(recipes(), BATCHES)
-def test_a_decay_ends_with_the_run_whatever_the_batch(recipe, batch_size):
-    """A run of as many samples in another batch comes down at the same samples, to the same part."""
-    workload = plain_workload(learning_rates=recipe.reference_learning_rates, dataset_samples=1000)
-    if recipe.decay is not None:
-        options = {"epochs": 7, "decay": recipe.decay.shape}
-        one = scale_recipe(workload, batch_size, recipe.reference_batch_size, **options)
-        other = scale_recipe(workload, recipe.batch_size, recipe.reference_batch_size, **options)
-        assert one.decay == other.decay
-        assert one.decay is not None
-        assert one.decay.samples == 7000
+@st.composite
+def epochs_of_data(draw: st.DrawFn) -> tuple[int, bool, WorkloadFacts]:
+    """The length of a dataset, whether the rest of an epoch is dropped, and what a survey says of both."""
+    samples, own, drop_last = draw(st.integers(1, 100_000)), draw(BATCHES), draw(st.booleans())
+    own = min(own, samples)
+    left = samples % own if drop_last else None
+    facts = plain_workload(dataset_samples=samples - (left or 0), dropped_samples=left)
+    return samples, drop_last, facts
+
+
+@given(
+    epochs_of_data(), BATCHES, BATCHES, st.integers(1, 100), st.sampled_from(("cosine", "polynomial", "wsd"))
+)
+def test_a_decay_ends_with_the_run_whatever_the_batch(data, batch_size, other, epochs, shape):
+    """The first step at its end would be the one after the last, in as many steps as torch has batches.
+
+    So in samples its end differs between batches by the rounding of an epoch to whole batches, and by nothing
+    else; as a function of the part of the run it is the same.
+    """
+    samples, drop_last, workload = data
+    decays = []
+    for size in (min(batch_size, samples), min(other, samples)):
+        decay = scale_recipe(workload, size, 1, epochs=epochs, decay=shape).decay
+        assert decay is not None
+        steps = epochs * len(BatchSampler(range(samples), size, drop_last))
+        assert decay.samples == steps * size
+        assert decay_factor((steps - 1) * size, decay) > decay.end
+        assert decay_factor(steps * size, decay) == pytest.approx(decay.end, abs=1e-12)
+        rounding = decay.samples - epochs * samples
+        assert -epochs * size < rounding <= 0 if drop_last else 0 <= rounding < epochs * size
+        decays.append(dataclasses.replace(decay, samples=1))
+    assert decays[0] == decays[1]
+
+
+@given(epochs_of_data(), st.sampled_from((1, 2, 4, 8)), st.integers(1, 100))
+def test_a_decay_over_gathered_batches_ends_with_their_last_step(data, gather, epochs):
+    """What makes up no step in an epoch goes into the next one's first; the run's last few are lost."""
+    samples, drop_last, workload = data
+    workload = dataclasses.replace(workload, step_samples=64)
+    size = 64 // gather
+    decay = scale_recipe(workload, size, 64, epochs=epochs, decay="cosine", keep_effective=True).decay
+    assert decay is not None
+    steps = epochs * len(BatchSampler(range(samples), size, drop_last)) // gather
+    if steps:
+        assert steps * 64 <= decay.samples < (steps + 1) * 64
+        assert decay_factor((steps - 1) * 64, decay) > 0
 
 
 @given(recipes(), st.sampled_from((1, 2, 4, 8)), st.sampled_from((1, 2, 4, 8)))

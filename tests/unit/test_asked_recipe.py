@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -62,12 +63,14 @@ def test_the_noise_scale_that_was_found_sets_the_learning_rate() -> None:
 
 @pytest.mark.parametrize("samples", [5.0, 1e6])
 def test_a_decay_is_in_the_recipe_whatever_batch_is_chosen(samples: float) -> None:
-    """It takes the whole run in samples, with the user's own batch as with a larger one."""
+    """It takes the whole run in samples, batches counted whole, with the user's own as with a larger one."""
     outcome = run_fake(runner_of(samples=samples), 300.0, allow="recipe", decay="cosine", epochs=10)
     assert (outcome.best.loader.batch_size == 64) == (samples == 5.0)
     assert outcome.recipe is not None
     assert outcome.recipe.decay is not None
-    assert (outcome.recipe.decay.shape, outcome.recipe.decay.samples) == ("cosine", 500_000)
+    size = outcome.recipe.batch_size
+    whole = 10 * math.ceil(50_000 / size) * size
+    assert (outcome.recipe.decay.shape, outcome.recipe.decay.samples) == ("cosine", whole)
 
 
 @pytest.mark.parametrize(

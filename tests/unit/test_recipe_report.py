@@ -65,7 +65,7 @@ def lines(outcome: Outcome) -> dict[str, tuple[str, str, str]]:
     ("name", "yours", "best", "source"),
     [
         ("learning rate", "0.001", "0.00141", "Malladi"),
-        ("decay", "-", "cosine", "over 500,000 samples; cosine to 0 (Loshchilov"),
+        ("decay", "-", "cosine", "over 500,480 samples in whole batches; cosine to 0 (Loshchilov"),
         ("weight decay", "0.1", "0.141", "Wang and Aitchison"),
         ("beta2", "0.999", "0.998", "Marek"),
         ("BatchNorm momentum", "0.1", "0.19", "Busbridge"),
@@ -133,7 +133,7 @@ def test_a_decay_without_another_batch_is_a_sentence() -> None:
     """Where *yours* stays the second column shows what was tried, which the recipe is not of."""
     outcome = samples.kept(recipe=recipe(64))
     assert "decay" not in lines(outcome)
-    assert any(note.startswith("decay cosine: over 500,000 samples") for note in view_of(outcome).notes)
+    assert any(note.startswith("decay cosine: over 500,480 samples") for note in view_of(outcome).notes)
 
 
 def test_an_optimizer_for_large_batches_is_told_as_an_offer() -> None:

@@ -180,12 +180,34 @@ def test_clipping_is_left_alone_and_its_measure_told():
 
 
 def test_a_decay_takes_the_whole_run():
-    """Its length is the run's samples; a run of unknown length is refused."""
+    """Its length is the run's samples, each batch counted whole; a run of unknown length is refused."""
     recipe = scale_recipe(plain_workload(), 128, 32, epochs=4, decay="cosine")
     assert recipe.decay is not None
-    assert recipe.decay.samples == 200_000
+    assert recipe.decay.samples == 4 * 391 * 128  # 50,000 samples are 390 batches and a part of one
     with pytest.raises(UsageError, match="length of the run"):
         scale_recipe(plain_workload(), 128, 32, decay="wsd")
+
+
+@pytest.mark.parametrize(
+    ("facts", "batch_size", "epochs", "steps"),
+    [
+        ({"dataset_samples": 100}, 64, 30, 60),
+        ({"dataset_samples": 60}, 32, 100, 200),
+        ({"dataset_samples": 1000}, 64, 30, 480),
+        ({"dataset_samples": 128}, 64, 30, 60),  # nothing is left over
+        ({"dataset_samples": 100, "dropped_samples": 0}, 64, 30, 30),  # yours has batches of 10, 20 or 50
+        ({"dataset_samples": 64, "dropped_samples": 36}, 48, 30, 60),
+        ({"dataset_samples": 99, "dropped_samples": 1}, 50, 30, 60),  # of the 99 alone there is one batch
+    ],
+)
+@pytest.mark.parametrize("decay", ["cosine", "polynomial", "wsd"])
+def test_a_run_learns_to_its_last_step_and_no_further(facts, batch_size, epochs, steps, decay):
+    """As many steps as a DataLoader has batches, with and without the last one; then the rate is 0."""
+    workload = plain_workload(**facts)
+    recipe = scale_recipe(workload, batch_size, batch_size, epochs=epochs, decay=decay)
+    schedule = SampleSchedule(recipe=recipe)
+    assert min(schedule(step) for step in range(steps)) > 1e-6
+    assert schedule(steps) == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +234,8 @@ def test_a_schedule_goes_to_lambdalr_and_can_be_pickled():
     assert schedule(0) == pytest.approx(0.25)
     for step in (0, 100, 1000, 1563):
         assert schedule(step) == schedule_factor(128 * step, recipe)
-    assert schedule(1563) == 0.0
+    assert schedule(1563) > 0.0
+    assert schedule(1564) == 0.0
 
 
 def bare(**changes: object) -> Recipe:
