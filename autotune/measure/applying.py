@@ -231,10 +231,11 @@ def _lr_factor(recipe: Recipe | None, number: int) -> float:
 
 
 def _factor(own: tuple[float, ...], reference: tuple[float, ...], number: int) -> float:
-    pairs = list(zip(own, reference)) or [(1.0, 1.0)]
-    # A rate of 0 says nothing about how others are scaled.
-    factors = [new / old if old else 1.0 for new, old in pairs]
-    return factors[min(number, len(factors) - 1)]
+    factors = [new / old if old else None for new, old in zip(own, reference)]
+    # A number that was 0 says nothing of how it is scaled: it goes with the first that does.
+    first = next((factor for factor in factors if factor is not None), 1.0)
+    factor = factors[min(number, len(factors) - 1)] if factors else None
+    return first if factor is None else factor
 
 
 def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int, step_samples: int) -> None:

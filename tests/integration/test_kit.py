@@ -223,6 +223,24 @@ def test_the_warmup_goes_on_in_a_loop_of_the_users_own() -> None:
     assert rates(optimizer) == pytest.approx([0.25, 0.025])
 
 
+def test_a_group_whose_rate_was_0_in_tuning_is_scaled_as_the_others() -> None:
+    """A rate, or weight decay, of 0 says nothing of the factor, nor for groups that came after it."""
+    given = Recipe(
+        batch_size=32,
+        reference_batch_size=16,
+        learning_rates=(0.2, 0.0),
+        reference_learning_rates=(0.1, 0.0),
+        lr_rule="linear",
+        weight_decays=(0.0, 0.04),
+        reference_weight_decays=(0.0, 0.02),
+    )
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD([{"params": m.parameters()} for m in model], lr=0.1, weight_decay=0.5)
+    make_kit(PLAIN.replace(batch_size=32), given, model, optimizer)
+    assert rates(optimizer) == pytest.approx([0.2, 0.2, 0.2])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([1.0, 1.0, 1.0])
+
+
 def test_every_optimizer_is_warmed_up() -> None:
     """With several, none starts at the full rate; the recipe's rates are counted over all their groups."""
     models = {"g": w.Net(), "d": w.Net()}
