@@ -145,6 +145,7 @@ class Kit(StepKit):
 
         Gradients that are being gathered are not in it: their batches are learnt from anew, or not at all.
         """
+        self.settle_scale()
         return {
             "models": {name: model.state_dict() for name, model in self.models.items()},
             "optimizers": {name: one.state_dict() for name, one in self.optimizers.items()},
@@ -183,6 +184,7 @@ class Kit(StepKit):
             one.load_state_dict(state["optimizers"][name])
         for name, schedule in self.schedulers.items():
             schedule.load_state_dict(state["schedulers"][name])
+        self.settle_scale()  # of steps before: they are no part of what is loaded
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.samples_seen = state["samples_seen"]

@@ -55,6 +55,10 @@ class StepKit:
         self.settings = settings
         self.device = device
         self.scaler: torch.amp.GradScaler | None = None
+        self._unsettled: set[int] = set()
+        """Ids of the optimizers that have stepped since the scale last moved."""
+        self._shared = False
+        """Whether they may share a backward pass with others: it was taken here."""
         self.autocast_entered = False
         self._loss_of = loss_of
         self._train_step = train_step
@@ -113,12 +117,15 @@ class StepKit:
 
     def zero_grad(self) -> None:
         """Drop all gradients, where none are being gathered."""
+        self.settle_scale()
         if self._gathered == 0:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass, through the scaler where there is one; gathered gradients are averaged."""
+        self.settle_scale()
+        self._shared = True
         loss = loss / self._gather if self._gather > 1 else loss
         (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
 
@@ -127,8 +134,10 @@ class StepKit:
     ) -> None:
         """One step of an optimizer (by itself or by name; the only one without), with optional clipping.
 
-        With a scaler, a step whose gradients overflowed is skipped, as always with float16. Where gradients
-        are gathered, a step is taken with the last batch alone.
+        With a scaler, a step whose gradients overflowed is skipped, as always with float16. The scale moves
+        once every optimizer has stepped, or before the next backward pass: those that step after the same one
+        share the scale that its loss was multiplied with. Where gradients are gathered, a step is taken with
+        the last batch alone.
 
         Raises:
             UsageError: for a name that is not there, and where several are and none is named.
@@ -138,11 +147,17 @@ class StepKit:
             return
         if clip_grad_norm is not None:
             if self.scaler is not None:
+                self._let_step_again(chosen)
                 self.scaler.unscale_(chosen)
             params = [p for group in chosen.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(params, clip_grad_norm)
         self._step_one(chosen)
-        if self.scaler is not None:
+
+    def settle_scale(self) -> None:
+        """Let the scaler's scale move, where an optimizer has stepped since it last did."""
+        if self.scaler is not None and self._unsettled:
+            self._unsettled.clear()
+            self._shared = False
             self.scaler.update()
 
     def _ends_step(self) -> bool:
@@ -172,11 +187,18 @@ class StepKit:
         self._stepped = True
         if self.scaler is None:
             optimizer.step()
-        elif _makes_momentum(optimizer):
-            with _skipped_by_scaler(optimizer):
-                self.scaler.step(optimizer)
-        else:
+            return
+        self._let_step_again(optimizer)
+        with _skipped_by_scaler(optimizer) if _makes_momentum(optimizer) else contextlib.nullcontext():
             self.scaler.step(optimizer)
+        self._unsettled.add(id(optimizer))
+        if not self._shared or self._unsettled.issuperset(map(id, self.optimizers.values())):
+            self.settle_scale()
+
+    def _let_step_again(self, optimizer: Optimizer) -> None:
+        """A scaler takes no second step of an optimizer until its scale has moved."""
+        if id(optimizer) in self._unsettled:
+            self.settle_scale()
 
     def step(self, batch: Any) -> torch.Tensor:
         """One whole training step on a batch still on the host (or already on the device).
@@ -194,17 +216,13 @@ class StepKit:
                 loss = self._loss_of(self.model, batch)
             self.backward(loss)
             if self._ends_step():
-                self._step_all()
+                for optimizer in self.optimizers.values():
+                    self._step_one(optimizer)
+        self.settle_scale()
         if not isinstance(loss, torch.Tensor):
             return loss
         # A loss that the model computes lies in memory that the next step's graph writes to.
         return loss.detach().clone() if self._graphs else loss.detach()
-
-    def _step_all(self) -> None:
-        for optimizer in self.optimizers.values():
-            self._step_one(optimizer)
-        if self.scaler is not None:
-            self.scaler.update()  # once for all: they share the scale that this loss was multiplied with
 
 
 def _check_held(models: Iterable[nn.Module], optimizers_: Iterable[Optimizer]) -> None:

@@ -172,6 +172,17 @@ def test_several_models_train_with_their_own_optimizers() -> None:
     assert all(same(models[name], others[name]) for name in models)
 
 
+def test_a_saved_scale_is_that_of_the_steps_taken() -> None:
+    """Where one of several players has stepped last, float16's scale has moved in what is saved."""
+    models = {"g": w.Net(), "d": w.Net()}
+    with make_kit(PLAIN.replace(precision="float16"), None, models, {"g": w.sgd, "d": w.sgd}) as kit:
+        kit.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+        x, y = batches(1)[0]
+        kit.backward(functional.cross_entropy(kit.models["d"](x), y))
+        kit.optimizer_step("d")
+        assert kit.state_dict()["scaler"]["scale"] == 128.0
+
+
 def test_without_an_optimizer_there_is_no_kit() -> None:
     """Nothing is trained with an optimizer that the user did not choose."""
     with pytest.raises(AutotuneError) as raised:
