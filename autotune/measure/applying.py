@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from autotune.errors import AutotuneWarning, UsageError
 from autotune.measure.models import batch_norms
 from autotune.measure.optimizers import set_beta2
-from autotune.measure.schedules import SCHEDULED, Retimed, SampleScheduler, hand_over, is_known, scale_base
+from autotune.measure.retiming import Retimed, hand_over, is_known, scale_base
+from autotune.measure.schedules import SCHEDULED, SampleScheduler
 from autotune.outcome import Recipe
 from autotune.recipe.rules import scaled_batch_norm
 

@@ -1,106 +1,22 @@
-"""Learning rates that follow samples: a recipe's own schedule, or the user's scheduler re-timed."""
+"""Learning rates that follow samples: by a recipe's own schedule, or the user's scheduler re-timed."""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
+from autotune.measure.retiming import Retimed
 from autotune.outcome import Recipe
 from autotune.recipe.schedule import schedule_factor, warmup_factor
 
 SCHEDULED = "scheduled_samples"
 """Key in a param group: samples that its schedule has counted, so that the optimizer's checkpoint has it."""
-_CYCLED = ("lr", "momentum", "betas")
-"""What torch's schedulers move."""
-
-
-class _StandIn:
-    """What a scheduler sees of an optimizer: the groups' numbers, and that steps were taken."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.param_groups = [
-            {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-            for group in optimizer.param_groups
-        ]
-        self._opt_called = True
-
-    def step(self) -> None:
-        """Looked at by schedulers, never called."""
-
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # so torch does not warn that it is not
-
-
-class Retimed:
-    """A scheduler of the user's that counts steps, advanced by samples.
-
-    A copy of it runs on a stand-in for the optimizer, one step for each `step_samples` samples, which is
-    what a step had where its numbers come from: milestones, T_max, total_steps and the like are reached after
-    as many samples as before, whatever the batch. Between two such steps the rate stays.
-
-    Args:
-        scheduler: made with the user's own learning rates, before these are scaled.
-        step_samples: samples in a step of the user's own.
-    """
-
-    def __init__(self, scheduler: lr_scheduler.LRScheduler, step_samples: int) -> None:
-        self._stand_in = _StandIn(scheduler.optimizer)
-        self._scheduler = copy.deepcopy(scheduler, {id(scheduler.optimizer): self._stand_in})
-        self._step_samples = step_samples
-        self._steps = 0
-        self._ended = False
-
-    def rates(self) -> list[float]:
-        """Each group's learning rate as the user's own batch would have it now."""
-        return [float(group["lr"]) for group in self._stand_in.param_groups]
-
-    def advance_to(self, samples: int) -> None:
-        """Go on to where the scheduler would be after so many samples; never back.
-
-        Where the last batch of an epoch is smaller, epochs have a few samples more in larger batches. A
-        scheduler that takes no step beyond its total (OneCycleLR) then stays where it ended.
-        """
-        for _ in range(samples // self._step_samples - self._steps):
-            if not self._ended:
-                self._ended = not _stepped(self._scheduler)
-            self._steps += 1
-
-    def peak_rates(self, samples: int) -> list[float]:
-        """Each group's highest rate within the next so many samples."""
-        ahead, peaks = copy.deepcopy(self), self.rates()
-        for reached in range(self._step_samples, samples + 1, self._step_samples):
-            ahead.advance_to(reached)
-            peaks = [max(pair) for pair in zip(peaks, ahead.rates())]
-        return peaks
-
-    def cycle_momentum(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Hand on a momentum, or Adam's beta1, that the scheduler moves together with the rate."""
-        if not _cycles(self._scheduler):
-            return
-        for group, seen in zip(groups, self._stand_in.param_groups):
-            if "momentum" in seen:
-                group["momentum"] = seen["momentum"]
-            if "betas" in seen:
-                group["betas"] = (seen["betas"][0], *group["betas"][1:])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it is."""
-        groups = [{name: g[name] for name in _CYCLED if name in g} for g in self._stand_in.param_groups]
-        return {"steps": self._steps, "scheduler": self._scheduler.state_dict(), "groups": groups}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, the scheduler being made as it was."""
-        self._steps = state["steps"]
-        self._scheduler.load_state_dict(state["scheduler"])
-        for group, saved in zip(self._stand_in.param_groups, state["groups"]):
-            group.update(saved)
 
 
 class SampleScheduler:
@@ -249,57 +165,3 @@ class SampleScheduler:
                 group["lr"] = rate
             group[SCHEDULED] = self.samples
         self._written = list(rates)
-
-
-def _stepped(scheduler: lr_scheduler.LRScheduler) -> bool:
-    """Whether the scheduler took one more step; False where it is at its end and says so."""
-    if _at_end(scheduler):
-        return False
-    scheduler.step()
-    return True
-
-
-def _at_end(scheduler: Any) -> bool:
-    """Whether a further step raises, by itself or in those that it is made of."""
-    total = getattr(scheduler, "total_steps", None)
-    if isinstance(total, int) and scheduler.last_epoch + 1 >= total:
-        return True
-    inner, milestones = getattr(scheduler, "_schedulers", ()), getattr(scheduler, "_milestones", None)
-    if milestones is not None:  # one after the other: only whose turn it is then takes the step
-        inner = (inner[bisect_right(milestones, scheduler.last_epoch + 1)],)
-    return any(_at_end(one) for one in inner)
-
-
-def is_known(scheduler: Any) -> bool:
-    """Whether a scheduler is torch's own and counts steps alone, so that it can be re-timed."""
-    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-        return False
-    inner = getattr(scheduler, "_schedulers", ())
-    return type(scheduler).__module__ == lr_scheduler.__name__ and all(is_known(one) for one in inner)
-
-
-def hand_over(scheduler: lr_scheduler.LRScheduler) -> None:
-    """Make the user's own calls of `scheduler.step()` do nothing but warn: twice is too often."""
-    told: list[bool] = []
-
-    def step(*_: Any, **__: Any) -> None:
-        if not told:
-            told.append(True)
-            what = f"the kit advances your {type(scheduler).__name__}: leave its step() out"
-            warnings.warn(what, AutotuneWarning, stacklevel=2)
-
-    scheduler.step = step  # type: ignore[method-assign]
-
-
-def _cycles(scheduler: Any) -> bool:
-    inner = getattr(scheduler, "_schedulers", ())
-    return bool(getattr(scheduler, "cycle_momentum", False)) or any(_cycles(one) for one in inner)
-
-
-def scale_base(scheduler: Any, factors: Callable[[int], float]) -> None:
-    """Let a scheduler that stays the user's own compute from the scaled learning rates."""
-    bases = getattr(scheduler, "base_lrs", None)
-    if isinstance(bases, list):
-        scheduler.base_lrs = [base * factors(index) for index, base in enumerate(bases)]
-    for inner in getattr(scheduler, "_schedulers", ()):
-        scale_base(inner, factors)
