@@ -24,6 +24,8 @@ SchedulerInterval = Literal["step", "epoch"]
 
 _SCALED_FOR = "scaled_for_batch_size"
 """Key in a param group: its numbers are the recipe's for so many samples in a step."""
+_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Keys in a param group: its learning rate, and those that schedulers leave there to compute it from."""
 _DRIVER = "_autotune_scheduler"
 """Attribute of an optimizer: what drives it already. Its hook stays, so two would be twice as fast."""
 
@@ -241,7 +243,9 @@ def _factor(own: tuple[float, ...], reference: tuple[float, ...], number: int) -
 
 def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int, step_samples: int) -> None:
     for index, group in enumerate(optimizer.param_groups):
-        group["lr"] = group["lr"] * _lr_factor(recipe, number + index)
+        for name in _GROUP_RATES:
+            if name in group:
+                group[name] = group[name] * _lr_factor(recipe, number + index)
         if group.get("weight_decay"):
             group["weight_decay"] *= _factor(
                 recipe.weight_decays, recipe.reference_weight_decays, number + index
@@ -251,5 +255,3 @@ def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int, step_sample
             if beta2 is not None:
                 set_beta2(group, beta2)
         group[_SCALED_FOR] = step_samples
-        if "initial_lr" in group:  # of a scheduler from before; those to come start from the new rate
-            group["initial_lr"] = group["lr"]

@@ -14,6 +14,14 @@ from autotune.errors import AutotuneWarning
 
 _CYCLED = ("lr", "momentum", "betas")
 """What torch's schedulers move."""
+_RATES = (
+    (object, "base_lrs"),
+    (lr_scheduler.CyclicLR, "max_lrs"),
+    (lr_scheduler.CosineAnnealingLR, "eta_min"),
+    (lr_scheduler.CosineAnnealingWarmRestarts, "eta_min"),
+    (lr_scheduler.ReduceLROnPlateau, "min_lrs"),
+)
+"""What schedulers compute learning rates from, by their kind."""
 
 
 class _StandIn:
@@ -143,9 +151,15 @@ def _cycles(scheduler: Any) -> bool:
 
 
 def scale_base(scheduler: Any, factors: Callable[[int], float]) -> None:
-    """Let a scheduler that stays the user's own compute from the scaled learning rates."""
-    bases = getattr(scheduler, "base_lrs", None)
-    if isinstance(bases, list):
-        scheduler.base_lrs = [base * factors(index) for index, base in enumerate(bases)]
+    """Let a scheduler that stays the user's own compute from the scaled learning rates.
+
+    What OneCycleLR computes from is in the optimizer's param groups.
+    """
+    for kind, name in _RATES:
+        rates = getattr(scheduler, name, None) if isinstance(scheduler, kind) else None
+        if isinstance(rates, list):
+            setattr(scheduler, name, [rate * factors(index) for index, rate in enumerate(rates)])
+        elif rates is not None:
+            setattr(scheduler, name, rates * factors(0))  # one for all groups
     for inner in getattr(scheduler, "_schedulers", ()):
         scale_base(inner, factors)

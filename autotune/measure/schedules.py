@@ -17,6 +17,8 @@ from autotune.recipe.schedule import schedule_factor, warmup_factor
 
 SCHEDULED = "scheduled_samples"
 """Key in a param group: samples that its schedule has counted, so that the optimizer's checkpoint has it."""
+_FULL = "scheduled_lr"
+"""Likewise: the rate at full height. `initial_lr` is what schedulers of the user's own compute from."""
 
 
 class SampleScheduler:
@@ -37,8 +39,8 @@ class SampleScheduler:
         step_samples: samples in a step of the optimizer.
         retimed: the user's scheduler to drive; in place of the recipe's decay.
         factors: for each group, what the recipe multiplies the user's learning rate by.
-        samples: counted by a schedule that goes on here, of which the groups' `initial_lr` is the full rate;
-            None for a new one.
+        samples: counted by a schedule that goes on here, of which the groups say the full rate; None for a
+            new one.
     """
 
     def __init__(
@@ -58,13 +60,13 @@ class SampleScheduler:
         self._step_samples = step_samples
         self._retimed = retimed
         self._factors = list(factors) or [1.0] * len(optimizer.param_groups)
-        full = "lr" if samples is None else "initial_lr"
-        self._full = [float(group[full]) for group in optimizer.param_groups]
+        full = _full_rate if samples is not None else _rate
+        self._full = [full(group) for group in optimizer.param_groups]
         warmup = recipe.warmup_samples if recipe is not None else 0
         self._peaks = retimed.peak_rates(warmup) if retimed is not None else []
         for group, rate in zip(optimizer.param_groups, self._full):
-            group["initial_lr"] = rate  # schedulers to come start from the full rate
-        self._written = [float(g["lr"]) for g in optimizer.param_groups]
+            group.setdefault("initial_lr", rate)  # schedulers to come start from the full rate
+        self._written = [_rate(group) for group in optimizer.param_groups]
         if samples is None or self._owns:
             self._write(self._rates())
         optimizer.register_step_post_hook(lambda *_: self._advance())
@@ -76,7 +78,7 @@ class SampleScheduler:
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group for the next step."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return [_rate(group) for group in self.optimizer.param_groups]
 
     def step(self) -> None:
         """Does nothing but say so: the optimizer's own steps advance it."""
@@ -132,8 +134,8 @@ class SampleScheduler:
         if counted == self.samples:
             return
         self.samples = counted
-        self._full = [float(group.get("initial_lr", group["lr"])) for group in groups]
-        self._written = [float(group["lr"]) for group in groups]
+        self._full = [_full_rate(group) for group in groups]
+        self._written = [_rate(group) for group in groups]
 
     def _warm(self, samples: int) -> float:
         return 1.0 if self._recipe is None else warmup_factor(samples, self._recipe)
@@ -158,10 +160,19 @@ class SampleScheduler:
         return [rate * factor for rate, factor in zip(rates, self._factors)]
 
     def _write(self, rates: Sequence[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates):
+        for group, rate, full in zip(self.optimizer.param_groups, rates, self._full):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-            group[SCHEDULED] = self.samples
+            group[SCHEDULED], group[_FULL] = self.samples, full
         self._written = list(rates)
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    return float(group["lr"])
+
+
+def _full_rate(group: Mapping[str, Any]) -> float:
+    """What the schedule that wrote the group's rate took part of."""
+    return float(group.get(_FULL, group.get("initial_lr", group["lr"])))
