@@ -55,6 +55,8 @@ class Retimed:
     def __init__(self, scheduler: lr_scheduler.LRScheduler, step_samples: int) -> None:
         self._stand_in = _StandIn(scheduler.optimizer)
         self._scheduler = copy.deepcopy(scheduler, {id(scheduler.optimizer): self._stand_in})
+        self._start = copy.deepcopy((self._stand_in, self._scheduler))
+        """No scheduler of torch's goes back."""
         self._step_samples = step_samples
         self._steps = 0
         self._ended = False
@@ -64,12 +66,16 @@ class Retimed:
         return [float(group["lr"]) for group in self._stand_in.param_groups]
 
     def advance_to(self, samples: int) -> None:
-        """Go on to where the scheduler would be after so many samples; never back.
+        """Go to where the scheduler would be after so many samples; back by the way from its start.
 
         Where the last batch of an epoch is smaller, epochs have a few samples more in larger batches. A
         scheduler that takes no step beyond its total (OneCycleLR) then stays where it ended.
         """
-        for _ in range(samples // self._step_samples - self._steps):
+        steps = samples // self._step_samples
+        if steps < self._steps:
+            self._stand_in, self._scheduler = copy.deepcopy(self._start)
+            self._steps, self._ended = 0, False
+        for _ in range(steps - self._steps):
             if not self._ended:
                 self._ended = not _stepped(self._scheduler)
             self._steps += 1
@@ -99,7 +105,7 @@ class Retimed:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, the scheduler being made as it was."""
-        self._steps = state["steps"]
+        self._steps, self._ended = state["steps"], False
         self._scheduler.load_state_dict(state["scheduler"])
         for group, saved in zip(self._stand_in.param_groups, state["groups"]):
             group.update(saved)

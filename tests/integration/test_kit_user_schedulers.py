@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import partial
 from typing import Any
@@ -121,3 +122,48 @@ def test_a_warmup_leaves_a_kept_scheduler_its_numbers() -> None:
     stepped(optimizer, scheduler, 5)
     kit_of(8, model, optimizer, scheduler, scheduler_interval="epoch", warmup_samples=32)
     assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(8 * 0.01)
+
+
+RETIMED: dict[str, Any] = {
+    "step": lambda o: lr_scheduler.StepLR(o, step_size=10),
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=24),
+    "sequential": KEPT["sequential"],
+    "multiplicative": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
+}
+
+
+@pytest.mark.parametrize("name", RETIMED)
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_optimizers_state_of_before_takes_the_scheduler_back(k: int, name: str) -> None:
+    """Loaded into the optimizer alone after the scheduler went on, or ended: the same rates come again."""
+    model, optimizer = trained()
+    kit = kit_of(k, model, optimizer, RETIMED[name])
+    stepped(optimizer, None, 12 // k)
+    saved = copy.deepcopy(optimizer.state_dict())
+    expected = stepped(optimizer, None, 14 // k)
+    optimizer.load_state_dict(saved)
+    assert stepped(optimizer, None, 14 // k) == pytest.approx(expected)
+    assert kit.scheduler is not None
+    assert kit.scheduler.samples == 26 // k * k * REFERENCE
+
+
+def test_a_step_schedule_gone_back_to_has_all_its_steps() -> None:
+    """A tenth from step 10 to 20, where the run went back from step 25 to step 12."""
+    model, optimizer = trained()
+    kit_of(1, model, optimizer, RETIMED["step"])
+    stepped(optimizer, None, 12)
+    saved = copy.deepcopy(optimizer.state_dict())
+    stepped(optimizer, None, 13)
+    optimizer.load_state_dict(saved)
+    assert stepped(optimizer, None, 9) == pytest.approx([0.01] * 8 + [0.001])
+
+
+def test_a_kits_state_of_before_takes_an_ended_scheduler_back() -> None:
+    """It had taken its last step, and takes the steps before it again."""
+    model, optimizer = trained()
+    kit = kit_of(1, model, optimizer, RETIMED["one_cycle"])
+    stepped(optimizer, None, 12)
+    saved = copy.deepcopy(kit.state_dict())
+    expected = stepped(optimizer, None, 20)
+    kit.load_state_dict(saved)
+    assert stepped(optimizer, None, 20) == pytest.approx(expected)
