@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from autotune.errors import AutotuneWarning, UsageError
 from autotune.measure.models import batch_norms
 from autotune.measure.optimizers import set_beta2
-from autotune.measure.retiming import Retimed, hand_over, is_known, scale_base
+from autotune.measure.retiming import Retimed, is_known, scale_base
 from autotune.measure.schedules import SCHEDULED, SampleScheduler
 from autotune.outcome import Recipe
 from autotune.recipe.rules import scaled_batch_norm
@@ -128,7 +128,7 @@ def _drive(
     driver: SampleScheduler | None = getattr(optimizer, _DRIVER, None)
     if driver is not None:
         if given is not None and interval == "step" and is_known(given):
-            hand_over(given)
+            driver.take_over(given)
         return driver
     changes = recipe is not None and (recipe.growth != 1 or recipe.decay is not None)
     scaled = changes and all(g.get(_SCALED_FOR) == clock.step_samples for g in optimizer.param_groups)
@@ -156,7 +156,7 @@ def _drive(
         samples=counted,
     )
     if retimed is not None:
-        hand_over(given)
+        driver.take_over(given)
     setattr(optimizer, _DRIVER, driver)
     return driver
 

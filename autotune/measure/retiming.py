@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from autotune.errors import AutotuneWarning
@@ -22,6 +23,8 @@ _RATES = (
     (lr_scheduler.ReduceLROnPlateau, "min_lrs"),
 )
 """What schedulers compute learning rates from, by their kind."""
+_KIND, _TOLD = "_autotune_kind", "_autotune_told"
+"""Attributes of the class of a scheduler that was handed over: the class before, and whether it warned."""
 
 
 class _StandIn:
@@ -98,6 +101,16 @@ class Retimed:
             if "betas" in seen:
                 group["betas"] = (seen["betas"][0], *group["betas"][1:])
 
+    def is_like(self, scheduler: lr_scheduler.LRScheduler) -> bool:
+        """Whether it is a scheduler of the same class."""
+        return isinstance(scheduler, type(self._scheduler))
+
+    def show_in(self, scheduler: lr_scheduler.LRScheduler, optimizer: Optimizer) -> None:
+        """Let the user's own scheduler say where this one is, and what the learning rates really are."""
+        scheduler.load_state_dict(self._scheduler.state_dict())
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler._last_lr = [rate.clone() if torch.is_tensor(rate) else rate for rate in rates]
+
     def state_dict(self) -> dict[str, Any]:
         """Where it is."""
         groups = [{name: g[name] for name in _CYCLED if name in g} for g in self._stand_in.param_groups]
@@ -139,16 +152,31 @@ def is_known(scheduler: Any) -> bool:
 
 
 def hand_over(scheduler: lr_scheduler.LRScheduler) -> None:
-    """Make the user's own calls of `scheduler.step()` do nothing but warn: twice is too often."""
-    told: list[bool] = []
+    """Make the user's own calls of `scheduler.step()` do nothing but warn, once: twice is too often.
 
-    def step(*_: Any, **__: Any) -> None:
-        if not told:
-            told.append(True)
-            what = f"the kit advances your {type(scheduler).__name__}: leave its step() out"
-            warnings.warn(what, AutotuneWarning, stacklevel=2)
+    By a class of its own: what is in the scheduler itself is what its `state_dict()` saves.
+    """
+    kind = type(scheduler)
+    if not hasattr(kind, _KIND):
+        like = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        own = {"step": _warn, "__reduce_ex__": _reduce, _KIND: kind, _TOLD: False}
+        scheduler.__class__ = type(kind.__name__, (kind,), {**like, **own})
 
-    scheduler.step = step  # type: ignore[method-assign]
+
+def _warn(scheduler: Any, *_: Any, **__: Any) -> None:
+    kind = type(scheduler)
+    if not getattr(kind, _TOLD):
+        setattr(kind, _TOLD, True)
+        what = f"the kit advances your {kind.__name__}: leave its step() out"
+        warnings.warn(what, AutotuneWarning, stacklevel=2)
+
+
+def _reduce(scheduler: Any, protocol: Any) -> tuple[Any, ...]:
+    """Copied and pickled as what it was: the copy's optimizer is another one, without a kit."""
+    # By the first protocol whatever is asked for: the later ones let no object go by another class.
+    reduced: Any = object.__reduce_ex__(scheduler, 0)
+    maker, (_, *given), *state = reduced
+    return (maker, (getattr(scheduler, _KIND), *given), *state)
 
 
 def _cycles(scheduler: Any) -> bool:

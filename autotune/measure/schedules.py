@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 
 from autotune.errors import AutotuneWarning, UsageError
-from autotune.measure.retiming import Retimed
+from autotune.measure.retiming import Retimed, hand_over
 from autotune.outcome import Recipe
 from autotune.recipe.schedule import schedule_factor, warmup_factor
 
@@ -59,6 +60,8 @@ class SampleScheduler:
         self._recipe = recipe
         self._step_samples = step_samples
         self._retimed = retimed
+        self._shown_in = weakref.WeakSet[lr_scheduler.LRScheduler]()
+        """The user's own, which `retimed` is a copy of; there may be a new one with each kit."""
         self._factors = list(factors) or [1.0] * len(optimizer.param_groups)
         full = _full_rate if samples is not None else _rate
         self._full = [full(group) for group in optimizer.param_groups]
@@ -83,6 +86,23 @@ class SampleScheduler:
     def step(self) -> None:
         """Does nothing but say so: the optimizer's own steps advance it."""
         warnings.warn("kit.scheduler advances by itself: leave its step() out", AutotuneWarning, stacklevel=2)
+
+    def take_over(self, scheduler: lr_scheduler.LRScheduler) -> None:
+        """From here on the user's own scheduler only shows what this one does.
+
+        Raises:
+            UsageError: for another than the one that is driven.
+        """
+        if self._retimed is None or not self._retimed.is_like(scheduler):
+            raise UsageError(
+                "the optimizer follows another schedule than your scheduler",
+                why="a kit of the same optimizer was made before, without this scheduler",
+                fix="pass the scheduler of that kit, or make optimizer, scheduler and kit anew",
+            )
+        hand_over(scheduler)
+        self._shown_in.add(scheduler)
+        self._follow_checkpoint()
+        self._write(self._rates())  # one that was just made has set the rates that it starts from
 
     def state_dict(self) -> dict[str, Any]:
         """All but what the kit is made from."""
@@ -112,6 +132,7 @@ class SampleScheduler:
         self._peaks = list(state["peaks"])
         if self._retimed is not None:
             self._retimed.load_state_dict(state["retimed"])
+        self._show()
 
     def _advance(self) -> None:
         self._follow_checkpoint()
@@ -167,6 +188,12 @@ class SampleScheduler:
                 group["lr"] = rate
             group[SCHEDULED], group[_FULL] = self.samples, full
         self._written = list(rates)
+        self._show()
+
+    def _show(self) -> None:
+        if self._retimed is not None:
+            for scheduler in self._shown_in:
+                self._retimed.show_in(scheduler, self.optimizer)
 
 
 def _rate(group: Mapping[str, Any]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import warnings
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ import workloads as w
 from torch.optim import lr_scheduler
 
 from autotune import kit as kits
-from autotune.errors import AutotuneWarning
+from autotune.errors import AutotuneError, AutotuneWarning
 from autotune.kit import Kit
 from autotune.outcome import Recipe
 from autotune.settings import Settings
@@ -167,3 +169,104 @@ def test_a_kits_state_of_before_takes_an_ended_scheduler_back() -> None:
     expected = stepped(optimizer, None, 20)
     kit.load_state_dict(saved)
     assert stepped(optimizer, None, 20) == pytest.approx(expected)
+
+
+DRIVEN: dict[str, Any] = {
+    **RETIMED,
+    **{name: KEPT[name] for name in ("lambda", "cyclic", "restarts", "linear")},
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.5, total_iters=4), lr_scheduler.ExponentialLR(o, 0.95)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+def test_a_scheduler_that_is_driven_says_where_it_is(name: str) -> None:
+    """With the user's own batch its state is that of one stepped by hand, and is saved and loaded alike."""
+    _, plain = trained()
+    by_hand = DRIVEN[name](plain)
+    stepped(plain, by_hand, 20)
+    model, optimizer = trained()
+    scheduler = DRIVEN[name](optimizer)
+    kit_of(1, model, optimizer, scheduler)
+    stepped(optimizer, None, 20)
+    expected = {key: value for key, value in by_hand.state_dict().items() if key != "_scale_fn_ref"}
+    state = scheduler.state_dict()
+    assert state.keys() == by_hand.state_dict().keys()
+    assert {key: state[key] for key in expected} == expected
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    fresh = DRIVEN[name](trained()[1])
+    fresh.load_state_dict(torch.load(file, weights_only=False))
+    assert fresh.get_last_lr() == scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]]
+
+
+def test_a_larger_batch_shows_the_real_rates_and_the_users_own_steps() -> None:
+    """After ten steps of four times the samples it is at step 40, and the rate is the optimizer's."""
+    model, optimizer = trained()
+    scheduler = RETIMED["step"](optimizer)
+    kit = kit_of(4, model, optimizer, scheduler)
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (0, [pytest.approx(0.4)])
+    stepped(optimizer, None, 6)
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (24, [pytest.approx(0.004)])
+    saved = copy.deepcopy(kit.state_dict())
+    stepped(optimizer, None, 4)
+    assert scheduler.last_epoch == 40
+    kit.load_state_dict(saved)
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (24, [pytest.approx(0.004)])
+
+
+def test_a_scheduler_that_is_driven_is_copied_and_pickled_as_what_it_was() -> None:
+    """The copy has an optimizer of its own that no kit drives, so its step() steps."""
+    model, optimizer = trained()
+    scheduler = RETIMED["step"](optimizer)
+    kit_of(1, model, optimizer, scheduler)
+    assert isinstance(scheduler, lr_scheduler.StepLR)
+    stepped(optimizer, None, 9)
+    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert type(other) is lr_scheduler.StepLR
+        other.step()
+        assert other.get_last_lr() == [pytest.approx(0.01)]
+        assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_scheduler_handed_to_the_next_kit_shows_the_same(anew: bool) -> None:
+    """A kit for each epoch with the same scheduler, or one made anew: it is driven, and is right."""
+    model, optimizer = trained()
+    scheduler = RETIMED["step"](optimizer)
+    for _ in range(2):
+        kit_of(2, model, optimizer, scheduler)
+        stepped(optimizer, None, 6)
+        scheduler = RETIMED["step"](optimizer) if anew else scheduler
+    kit_of(2, model, optimizer, scheduler)
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (24, [pytest.approx(0.002)])
+    with pytest.warns(AutotuneWarning, match="leave its step"):
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("first", [None, "step"])
+def test_another_scheduler_than_the_kit_befores_is_refused(first: str | None) -> None:
+    """It would be taken out of the user's hands, and never move anything."""
+    model, optimizer = trained()
+    kit_of(2, model, optimizer, RETIMED[first] if first else None, warmup_samples=80)
+    other = KEPT["cosine"](optimizer)
+    with pytest.raises(AutotuneError) as raised:
+        kit_of(2, model, optimizer, other, warmup_samples=80)
+    assert raised.value.why
+    assert raised.value.fix
+    assert type(other) is lr_scheduler.CosineAnnealingLR
+
+
+def test_a_rate_that_is_a_tensor_is_shown_as_a_copy() -> None:
+    """As torch's own schedulers do: who writes into what was shown changes no rate."""
+    model = w.Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1), foreach=False)
+    scheduler = RETIMED["step"](optimizer)
+    kit_of(2, model, optimizer, scheduler)
+    (shown,) = scheduler.get_last_lr()
+    assert shown == optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+    assert shown is not optimizer.param_groups[0]["lr"]
