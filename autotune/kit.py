@@ -228,7 +228,8 @@ def make_kit(  # noqa: PLR0913  # each option is the user's
         scheduler: a scheduler of the optimizer as you use it with your own batch size, a function
             `optimizer -> scheduler`, or a dict of either by the optimizers' names. One of torch's that
             counts steps is advanced by the kit, at the same samples as with your own batch size; leave its
-            `step()` out of your loop. Any other stays yours to step, with a warning.
+            `step()` out of your loop. Any other stays yours to step, with a warning, and is not given as a
+            function: you would not have it.
         scheduler_interval: `epoch` for a scheduler that you step once an epoch: it stays yours to step.
         large_batch: train with LARS or LAMB as the recipe offers it, in place of `optimizer`.
 

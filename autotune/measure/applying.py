@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def apply_recipe(
     if recipe is not None:
         clock = _Clock(step_samples=recipe.step_samples, reference=recipe.reference_step_samples)
         _scale_batch_norms(recipe, models.values())
-    given = _made(scheduler, built)
+    given = _made(scheduler, built, interval)
     found, number = {}, 0
     for name, optimizer in built.items():
         one = _drive(recipe, optimizer, number, given.get(name), interval, clock)
@@ -179,7 +180,7 @@ def _retimed(given: Any, interval: SchedulerInterval, clock: _Clock) -> Retimed 
     return None
 
 
-def _made(scheduler: Any, built: Mapping[str, Optimizer]) -> dict[str, Any]:
+def _made(scheduler: Any, built: Mapping[str, Optimizer], interval: SchedulerInterval) -> dict[str, Any]:
     """The user's schedulers by the names of their optimizers."""
     if scheduler is None:
         return {}
@@ -193,14 +194,16 @@ def _made(scheduler: Any, built: Mapping[str, Optimizer]) -> dict[str, Any]:
     unknown = [str(name) for name in by_name if name not in built]
     if unknown:
         raise UsageError(f"there is no optimizer called {', '.join(unknown)} to schedule")
-    return {name: _scheduler_of(one, built[name]) for name, one in by_name.items()}
+    return {name: _scheduler_of(one, built[name], interval) for name, one in by_name.items()}
 
 
-def _scheduler_of(given: Any, optimizer: Optimizer) -> Any:
-    if callable(given) and not hasattr(given, "step"):
+def _scheduler_of(given: Any, optimizer: Optimizer, interval: SchedulerInterval) -> Any:
+    if callable(given) and (isinstance(given, type) or not hasattr(given, "step")):
+        if interval == "epoch":
+            raise _would_be_lost("you step it by epochs")
         if hasattr(optimizer, _DRIVER):
             return None  # the kit before made it
-        given = given(optimizer)
+        given = _made_here(given, optimizer)
     if not callable(getattr(given, "step", None)):
         raise UsageError(
             "`scheduler` is neither a scheduler nor a function that makes one",
@@ -214,6 +217,29 @@ def _scheduler_of(given: Any, optimizer: Optimizer) -> Any:
             fix="make it from the optimizer that you pass, or pass a function: optimizer -> scheduler",
         )
     return given
+
+
+def _made_here(make: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
+    """A scheduler that the kit will drive: nobody else has it."""
+    before = [
+        {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+    made = make(optimizer)
+    if not hasattr(made, "step") or is_known(made):
+        return made
+    for group, values in zip(optimizer.param_groups, before):
+        group.clear()
+        group.update(values)  # the user's own next one starts from these, not from where this one went
+    raise _would_be_lost(f"{type(made).__name__} is not known to count steps alone, so the kit does not")
+
+
+def _would_be_lost(why: str) -> UsageError:
+    return UsageError(
+        "a scheduler that is yours to step is not made by the kit",
+        why=f"{why}, and you could not: it would stay where it starts",
+        fix="make it yourself: from your optimizer, and pass it; or after the kit, from `kit.optimizer`",
+    )
 
 
 def _scale_batch_norms(recipe: Recipe, models: Iterable[nn.Module]) -> None:

@@ -172,8 +172,10 @@ class Own(lr_scheduler.LRScheduler):
 @pytest.mark.parametrize("kind", [Own, lr_scheduler.ReduceLROnPlateau])
 def test_a_scheduler_of_unknown_type_is_kept_with_a_warning(kind: Any) -> None:
     """It goes on from the scaled rate, in the user's own hands."""
+    model = w.Net()
+    optimizer = sgd(model)
     with pytest.warns(AutotuneWarning, match="kept as it is"):
-        kit = kit_of(4, kind)
+        kit = make_kit(settings(16), recipe(4), model, optimizer, scheduler=kind(optimizer))
     assert kit.scheduler is None
     assert kit.optimizer.param_groups[0]["lr"] == pytest.approx(0.4)
 

@@ -15,7 +15,7 @@ import workloads as w
 from torch.optim import lr_scheduler
 
 from autotune import kit as kits
-from autotune.errors import AutotuneError, AutotuneWarning
+from autotune.errors import AutotuneError, AutotuneWarning, UsageError
 from autotune.kit import Kit
 from autotune.outcome import Recipe
 from autotune.settings import Settings
@@ -270,3 +270,26 @@ def test_a_rate_that_is_a_tensor_is_shown_as_a_copy() -> None:
     (shown,) = scheduler.get_last_lr()
     assert shown == optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
     assert shown is not optimizer.param_groups[0]["lr"]
+
+
+def test_a_class_is_a_function_that_makes_a_scheduler() -> None:
+    """One that needs nothing but the optimizer."""
+    model, optimizer = trained()
+    kit_of(2, model, optimizer, lr_scheduler.ConstantLR)
+    assert stepped(optimizer, None, 4) == pytest.approx([0.2 / 3, 0.2 / 3, 0.2 / 3, 0.2])
+
+
+@pytest.mark.parametrize("given", [lambda o: OwnCycle(o, max_lr=0.1, total_steps=STEPS), KEPT["linear"]])
+def test_a_scheduler_that_only_the_kit_would_have_is_refused(given: Any) -> None:
+    """Made by the kit and left to the user to step, it would be lost; the optimizer is as it was before."""
+    model, optimizer = trained()
+    before = copy.deepcopy(optimizer.state_dict())
+    interval = "epoch" if given is KEPT["linear"] else "step"
+    with pytest.raises(UsageError) as raised:
+        kit_of(2, model, optimizer, given, scheduler_interval=interval)
+    assert "make it yourself" in raised.value.fix
+    assert optimizer.state_dict() == before
+    scheduler = given(optimizer)
+    kit_of(2, model, optimizer, scheduler, scheduler_interval=interval)
+    expected = stepped(plain := trained()[1], given(plain), 5)
+    assert stepped(optimizer, scheduler, 5) == pytest.approx([2 * rate for rate in expected])
