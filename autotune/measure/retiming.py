@@ -68,6 +68,10 @@ class Retimed:
         """Each group's learning rate as the user's own batch would have it now."""
         return [float(group["lr"]) for group in self._stand_in.param_groups]
 
+    def heights(self) -> list[float]:
+        """Each group's learning rate that the present one is a part of, for the user's own batch."""
+        return [float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in self._stand_in.param_groups]
+
     def advance_to(self, samples: int) -> None:
         """Go to where the scheduler would be after so many samples; back by the way from its start.
 

@@ -34,6 +34,11 @@ class SampleScheduler:
     Beside a scheduler of the user's that it does not drive, it only warms up: what that one lowers stays
     lowered, and what it raises is taken for the rate to warm up to.
 
+    A param group that is added to the optimizer has its full rate from where it was made, as it is given, and
+    takes the part of it that the others take of theirs, from its first step on. Beside a scheduler that it
+    drives that is the part of the last group which the scheduler knows, of the rate from which it starts, or
+    of OneCycleLR's highest.
+
     Args:
         optimizer: with the learning rates of the recipe, at their full height.
         recipe: its warmup and decay; None for neither.
@@ -72,6 +77,7 @@ class SampleScheduler:
         self._written = [_rate(group) for group in optimizer.param_groups]
         if samples is None or self._owns:
             self._write(self._rates())
+        optimizer.register_step_pre_hook(lambda *_: self._take_in())
         optimizer.register_step_post_hook(lambda *_: self._advance())
 
     @property
@@ -101,7 +107,7 @@ class SampleScheduler:
             )
         hand_over(scheduler)
         self._shown_in.add(scheduler)
-        self._follow_checkpoint()
+        self._take_in()
         self._write(self._rates())  # one that was just made has set the rates that it starts from
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,13 +125,21 @@ class SampleScheduler:
         """Go on where the saved one was; the optimizer's own state is loaded apart.
 
         Raises:
-            UsageError: where one of them drives a scheduler of the user's, and the other does not.
+            UsageError: where one of them drives a scheduler of the user's, and the other does not, or one
+                with other param groups.
         """
         if (self._retimed is None) != (state["retimed"] is None):
             raise UsageError(
                 "the saved schedule is not of this kit",
                 why="one of them drives a scheduler of yours, and the other does not",
                 fix="make the kit with the scheduler that the saved one was made with",
+            )
+        if self._retimed is not None and len(state["retimed"]["groups"]) != len(self._retimed.rates()):
+            raise UsageError(
+                "the saved schedule is of other param groups",
+                why=f"your scheduler was made with {len(state['retimed']['groups'])}, and here with "
+                f"{len(self._retimed.rates())}",
+                fix="make the optimizer as it was made then, and add the other groups after the kit",
             )
         self.samples = state["samples"]
         self._full, self._written = list(state["full"]), list(state["written"])
@@ -134,8 +148,19 @@ class SampleScheduler:
             self._retimed.load_state_dict(state["retimed"])
         self._show()
 
-    def _advance(self) -> None:
+    def _take_in(self) -> None:
+        """Before a step: what was loaded into the optimizer since the last one, and what was added to it."""
         self._follow_checkpoint()
+        for group in self.optimizer.param_groups[len(self._full) :]:
+            share, full = self._share(), _full_rate(group)
+            if not math.isclose(_rate(group), full * share, rel_tol=1e-6):  # no copy of another group
+                full = _rate(group)
+            group.setdefault("initial_lr", full)
+            self._full.append(full)
+            self._written.append(full * share)
+            self._set(group, full * share, full)
+
+    def _advance(self) -> None:
         before = self.samples
         if not self._owns and self._warm(before) == 1.0:
             return
@@ -169,12 +194,22 @@ class SampleScheduler:
                 self._full[index] = rate if rate > written else rate / self._warm(before)
 
     def _rates(self) -> list[float]:
+        known = [] if self._retimed is None else self._known_rates(self._retimed)
+        return known + [full * self._share() for full in self._full[len(known) :]]
+
+    def _share(self) -> float:
+        """The part of its full rate that a group takes now; of one that `retimed` does not know, if there."""
         if self._retimed is None:
-            factor = 1.0 if self._recipe is None else schedule_factor(self.samples, self._recipe)
-            return [full * factor for full in self._full]
-        self._retimed.advance_to(self.samples)
-        self._retimed.cycle_momentum(self.optimizer.param_groups)
-        rates = self._retimed.rates()
+            return 1.0 if self._recipe is None else schedule_factor(self.samples, self._recipe)
+        full = [height * factor for height, factor in zip(self._retimed.heights(), self._factors)]
+        shares = [rate / most for rate, most in zip(self._known_rates(self._retimed), full) if most]
+        return shares[-1] if shares else 1.0
+
+    def _known_rates(self, retimed: Retimed) -> list[float]:
+        """Of the groups that the user's scheduler was made with."""
+        retimed.advance_to(self.samples)
+        retimed.cycle_momentum(self.optimizer.param_groups)
+        rates = retimed.rates()
         if self._recipe is not None and self.samples < self._recipe.warmup_samples:
             warm = self._warm(self.samples)
             rates = [min(rate, peak * warm) for rate, peak in zip(rates, self._peaks)]
@@ -182,13 +217,16 @@ class SampleScheduler:
 
     def _write(self, rates: Sequence[float]) -> None:
         for group, rate, full in zip(self.optimizer.param_groups, rates, self._full):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-            group[SCHEDULED], group[_FULL] = self.samples, full
+            self._set(group, rate, full)
         self._written = list(rates)
         self._show()
+
+    def _set(self, group: dict[str, Any], rate: float, full: float) -> None:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        group[SCHEDULED], group[_FULL] = self.samples, full
 
     def _show(self) -> None:
         if self._retimed is not None:
