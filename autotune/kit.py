@@ -283,6 +283,7 @@ def _given(optimizer: Any, models: dict[str, nn.Module]) -> dict[str, Optimizer]
         )
     if isinstance(optimizer, Optimizer):
         return {"": optimizer}
-    if isinstance(optimizer, Mapping) and all(isinstance(o, Optimizer) for o in optimizer.values()):
-        return dict(optimizer)
+    if isinstance(optimizer, Mapping):
+        made = {name: one for name, one in optimizer.items() if not isinstance(one, Optimizer)}
+        return {**optimizer, **optimizers.build_optimizers(optimizers.freeze_optimizer(made), models)}
     return optimizers.build_optimizers(optimizers.freeze_optimizer(optimizer), models)

@@ -172,6 +172,17 @@ def test_several_models_train_with_their_own_optimizers() -> None:
     assert all(same(models[name], others[name]) for name in models)
 
 
+def test_an_optimizer_beside_a_function_is_used_itself() -> None:
+    """In a dict of both: a scheduler that holds it goes on working, and a second kit knows it again."""
+    models = {"g": w.Net(), "d": w.Net()}
+    mine = torch.optim.SGD(models["d"].parameters(), lr=0.1)
+    for _ in range(2):
+        kit = make_kit(PLAIN, recipe(warmup_samples=0), models, {"g": w.sgd, "d": mine})
+        assert kit.optimizers["d"] is mine
+        assert list(kit.optimizers) == ["g", "d"]
+        assert rates(mine) == pytest.approx([0.4])
+
+
 def test_a_saved_scale_is_that_of_the_steps_taken() -> None:
     """Where one of several players has stepped last, float16's scale has moved in what is saved."""
     models = {"g": w.Net(), "d": w.Net()}
