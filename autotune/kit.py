@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
 from autotune.measure import batches, compiling, flags, host_memory, losses, optimizers, toolchain
-from autotune.measure.applying import SchedulerInterval, apply_recipe
+from autotune.measure.applying import apply_recipe
 from autotune.measure.device import choose_device
 from autotune.measure.large_batch import build_large_batch
 from autotune.measure.models import build_models
+from autotune.measure.retiming import SchedulerInterval
 from autotune.measure.schedules import SampleScheduler
 from autotune.measure.stepkit import StepKit
 from autotune.outcome import Recipe

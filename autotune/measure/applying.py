@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from autotune.errors import AutotuneWarning, UsageError
+from autotune.measure.marks import AFRESH, FULL, MARKS, SCALED_BY, SCALED_FOR, SCHEDULED, scaled_already
 from autotune.measure.models import batch_norms
 from autotune.measure.optimizers import set_beta2
-from autotune.measure.retiming import Retimed, is_known, scale_base
-from autotune.measure.schedules import SCHEDULED, SampleScheduler
+from autotune.measure.retiming import (
+    Retimed,
+    SchedulerInterval,
+    given_schedulers,
+    is_function,
+    is_known,
+    make_scheduler,
+    scale_base,
+)
+from autotune.measure.schedules import SampleScheduler, end_schedule
 from autotune.outcome import Recipe
 from autotune.recipe.rules import scaled_batch_norm
 
-SchedulerInterval = Literal["step", "epoch"]
-"""How often the user's own loop steps a scheduler."""
-
-_SCALED_FOR = "scaled_for_batch_size"
-"""Key in a param group: its numbers are the recipe's for so many samples in a step."""
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Keys in a param group: its learning rate, and those that schedulers leave there to compute it from."""
+_MOMENTA = "the momenta of the BatchNorm layers"
 _DRIVER = "_autotune_scheduler"
-"""Attribute of an optimizer: what drives it already. Its hook stays, so two would be twice as fast."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Clock:
-    """Samples in a step: of the run, and of the run that the user's numbers come from."""
-
-    step_samples: int
-    reference: int
+"""Attribute of an optimizer: what drives it already. Its hooks stay, so two would be twice as fast."""
 
 
 def apply_recipe(
@@ -51,7 +46,8 @@ def apply_recipe(
     """Give optimizers and BatchNorm layers the recipe's numbers, and say what drives which learning rate.
 
     What a kit of an earlier epoch, or the kit that a checkpoint comes from, has scaled already is left alone:
-    the param groups say so themselves.
+    the param groups say so themselves. A recipe that begins where another one has led is applied to that, and
+    its schedule takes the place of the other one's.
 
     Args:
         recipe: None leaves learning alone.
@@ -62,8 +58,9 @@ def apply_recipe(
         batch_size: of the loader, where there is no recipe to say so.
 
     Raises:
-        UsageError: for what is no scheduler, or not of these optimizers, and for several optimizers where
-            gradients are to be gathered.
+        UsageError: for what is no scheduler, or not of these optimizers, for several optimizers where
+            gradients are to be gathered, and for numbers that another recipe has left elsewhere than where
+            this one begins.
     """
     if interval not in ("step", "epoch"):
         raise UsageError(f"a scheduler steps once a `step` or an `epoch`, not {interval!r}")
@@ -73,32 +70,39 @@ def apply_recipe(
             why="which batches go into which step is your training step's business",
             fix="gather them yourself, or keep the batch size",
         )
-    clock = _Clock(step_samples=batch_size or 1, reference=batch_size or 1)
-    if recipe is not None:
-        clock = _Clock(step_samples=recipe.step_samples, reference=recipe.reference_step_samples)
-        _scale_batch_norms(recipe, models.values())
-    given = _made(scheduler, built, interval)
-    found, number = {}, 0
+    given = given_schedulers(scheduler, built, interval)
+    targets, number = {}, 0
     for name, optimizer in built.items():
-        one = _drive(recipe, optimizer, number, given.get(name), interval, clock)
-        if one is not None:
-            found[name] = one
+        targets[name] = _Target(recipe, optimizer, number, given.get(name), interval, batch_size or 1)
         number += len(optimizer.param_groups)
+    layers = _unscaled_batch_norms(recipe, models.values()) if recipe is not None else []
+    for target in targets.values():
+        target.check()  # all of it, before anything is changed
+    if recipe is not None:
+        _scale_batch_norms(recipe, layers)
+    found = {}
+    for name, target in targets.items():
+        driver = target.apply()
+        if driver is not None:
+            found[name] = driver
     return found
 
 
 @contextlib.contextmanager
 def batch_norms_kept(models: Iterable[nn.Module]) -> Iterator[None]:
-    """The momenta of BatchNorm layers are after the block what they were before it."""
-    before = [(layer, layer.momentum, vars(layer).get(_SCALED_FOR)) for layer in batch_norms(models)]
+    """BatchNorm momenta are after the block what they were before it; in it they count as the user's own."""
+    before = [
+        (layer, layer.momentum, {name: vars(layer).pop(name) for name in MARKS if name in vars(layer)})
+        for layer in batch_norms(models)
+    ]
     try:
         yield
     finally:
-        for layer, momentum, scaled_for in before:
+        for layer, momentum, marks in before:
             layer.momentum = momentum
-            vars(layer).pop(_SCALED_FOR, None)
-            if scaled_for is not None:
-                setattr(layer, _SCALED_FOR, scaled_for)
+            for name in MARKS:
+                vars(layer).pop(name, None)
+            vars(layer).update(marks)
 
 
 @contextlib.contextmanager
@@ -118,138 +122,159 @@ def batch_norms_at(models: Iterable[nn.Module], batch_size: int | None, own: int
         yield
 
 
-def _drive(
-    recipe: Recipe | None,
-    optimizer: Optimizer,
-    number: int,
-    given: Any,
-    interval: SchedulerInterval,
-    clock: _Clock,
-) -> SampleScheduler | None:
-    driver: SampleScheduler | None = getattr(optimizer, _DRIVER, None)
-    if driver is not None:
-        if given is not None and interval == "step" and is_known(given):
-            driver.take_over(given)
-        return driver
-    changes = recipe is not None and (recipe.growth != 1 or recipe.decay is not None)
-    scaled = changes and all(g.get(_SCALED_FOR) == clock.step_samples for g in optimizer.param_groups)
-    retimed = _retimed(given, interval, clock)
-    if scaled and retimed is not None:
-        raise UsageError(
-            "the optimizer's learning rates are scaled already",
-            why="it was loaded from a checkpoint before the kit was made, so your scheduler's start is lost",
-            fix="make the kit with new optimizer and scheduler, then load: kit.load_state_dict(...)",
+class _Target:
+    """An optimizer, and what is to become of its learning rates.
+
+    Args:
+        recipe: None leaves learning alone.
+        optimizer: changed by `apply` alone.
+        number: how many param groups other optimizers have before it.
+        given: a scheduler of the user's, or a function that makes it.
+        interval: how often the user steps it.
+        batch_size: samples in a step where there is no recipe to say so.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | None,
+        optimizer: Optimizer,
+        number: int,
+        given: Any,
+        interval: SchedulerInterval,
+        batch_size: int,
+    ) -> None:
+        self._optimizer, self._number = optimizer, number
+        self._given, self._interval = given, interval
+        self._step_samples = self._reference = batch_size
+        if recipe is not None:
+            self._step_samples, self._reference = recipe.step_samples, recipe.reference_step_samples
+        changes = recipe is not None and (recipe.growth != 1 or recipe.decay is not None)
+        self._recipe = recipe if changes else None
+        self._driver: SampleScheduler | None = getattr(optimizer, _DRIVER, None)
+        self._moved = any(FULL in group for group in optimizer.param_groups)
+        """Whether a schedule of a kit has the learning rates at a part of their height."""
+        self._marked = self._moved or any(SCALED_FOR in group for group in optimizer.param_groups)
+        self._scaled = False
+        """Whether the learning rates are what the recipe makes of them."""
+
+    def check(self) -> None:
+        """Look whether all of it fits, without a change.
+
+        Raises:
+            UsageError: for numbers or a schedule of another recipe, and for a scheduler that was made from
+                rates which are not the user's own.
+        """
+        if self._recipe is None:
+            return
+        self._scaled = self._is_scaled(self._recipe)
+        if self._scaled and self._driver is not None and not self._driver.is_for(self._recipe):
+            raise UsageError(
+                "the optimizer follows the schedule of another recipe",
+                why="its learning rates are those that this one asks for, and warmup or decay are not",
+                fix=AFRESH,
+            )
+        driven = self._given is not None and self._interval == "step"
+        is_object = driven and is_known(self._given)
+        if self._scaled and self._driver is None and (is_object or (driven and is_function(self._given))):
+            raise UsageError(
+                "the optimizer's learning rates are scaled already",
+                why="a kit before this one, or its checkpoint, did so: your scheduler's start is lost",
+                fix="make the kit with new optimizer and scheduler, then load: kit.load_state_dict(...)",
+            )
+        if is_object and self._goes_on and self._moved:
+            raise UsageError(
+                "your scheduler starts from a learning rate that another schedule has moved",
+                why="that of the recipe before was under way when the scheduler was made",
+                fix="pass a function, optimizer -> scheduler: the kit ends the other one first",
+            )
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the recipe goes on from where a kit before has led."""
+        return not self._scaled and (self._marked or self._driver is not None)
+
+    def apply(self) -> SampleScheduler | None:
+        """Scale what is to be scaled; gives what drives the rates from here on, None for nothing."""
+        recipe, optimizer, given = self._recipe, self._optimizer, self._given
+        if self._driver is not None and (recipe is None or self._scaled):
+            if self._interval == "step" and is_known(given):
+                self._driver.take_over(given)
+            return self._driver
+        if recipe is not None and self._goes_on:
+            if self._driver is not None:
+                self._driver.stop()
+                delattr(optimizer, _DRIVER)
+            end_schedule(optimizer)
+        given = make_scheduler(given, optimizer)
+        retimed = self._retimed(given)
+        if recipe is not None and not self._scaled:
+            if given is not None and retimed is None:
+                scale_base(given, lambda index: _lr_factor(recipe, self._number + index))
+            _scale_groups(recipe, optimizer, self._number)
+        if retimed is None and not (recipe is not None and _moves(recipe)):
+            return None
+        driver = SampleScheduler(
+            optimizer,
+            recipe,
+            step_samples=self._step_samples,
+            retimed=retimed,
+            factors=[_lr_factor(recipe, self._number + i) for i, _ in enumerate(optimizer.param_groups)],
+            samples=optimizer.param_groups[0].get(SCHEDULED) if self._scaled else None,
         )
-    if changes and not scaled:
-        assert recipe is not None, "what changes is in the recipe"
-        if given is not None and retimed is None:
-            scale_base(given, lambda index: _lr_factor(recipe, number + index))
-        _scale_groups(recipe, optimizer, number, clock.step_samples)
-    if retimed is None and not (changes and recipe is not None and _moves(recipe)):
+        if retimed is not None:
+            driver.take_over(given)
+        setattr(optimizer, _DRIVER, driver)
+        return driver
+
+    def _is_scaled(self, recipe: Recipe) -> bool:
+        """By the first group that says so: one that was added later does not, and has its rate as given."""
+        for number, group in enumerate(self._optimizer.param_groups, start=self._number):
+            if SCALED_FOR in group:
+                return scaled_already(
+                    group,
+                    "the optimizer's learning rates",
+                    reference=self._reference,
+                    size=self._step_samples,
+                    factor=_lr_factor(recipe, number),
+                )
+        return False
+
+    def _retimed(self, given: Any) -> Retimed | None:
+        if given is None or self._interval == "epoch":
+            return None
+        if is_known(given):
+            return Retimed(given, self._reference)
+        warnings.warn(
+            f"your {type(given).__name__} is kept as it is, not re-timed: it is not known to count steps "
+            f"alone. Go on calling its step(); a step now has {self._step_samples} samples, and had "
+            f"{self._reference}",
+            AutotuneWarning,
+            stacklevel=7,  # the caller of `Result.kit`
+        )
         return None
-    counted = int(optimizer.param_groups[0].get(SCHEDULED, 0)) if scaled else None
-    driver = SampleScheduler(
-        optimizer,
-        recipe if changes else None,
-        step_samples=clock.step_samples,
-        retimed=retimed,
-        factors=[_lr_factor(recipe, number + i) for i, _ in enumerate(optimizer.param_groups)],
-        samples=counted,
-    )
-    if retimed is not None:
-        driver.take_over(given)
-    setattr(optimizer, _DRIVER, driver)
-    return driver
 
 
 def _moves(recipe: Recipe) -> bool:
     return bool(recipe.warmup_samples) or recipe.decay is not None
 
 
-def _retimed(given: Any, interval: SchedulerInterval, clock: _Clock) -> Retimed | None:
-    if given is None or interval == "epoch":
-        return None
-    if is_known(given):
-        return Retimed(given, clock.reference)
-    warnings.warn(
-        f"your {type(given).__name__} is kept as it is, not re-timed: it is not known to count steps alone. "
-        f"Go on calling its step(); a step now has {clock.step_samples} samples, and had {clock.reference}",
-        AutotuneWarning,
-        stacklevel=7,  # the caller of `Result.kit`
-    )
-    return None
-
-
-def _made(scheduler: Any, built: Mapping[str, Optimizer], interval: SchedulerInterval) -> dict[str, Any]:
-    """The user's schedulers by the names of their optimizers."""
-    if scheduler is None:
-        return {}
-    if not isinstance(scheduler, Mapping) and len(built) > 1:
-        raise UsageError(
-            "one scheduler was given, and there are several optimizers",
-            why=f"optimizers: {', '.join(built)}",
-            fix="pass a dict with the optimizers' names as keys",
-        )
-    by_name = scheduler if isinstance(scheduler, Mapping) else dict.fromkeys(built, scheduler)
-    unknown = [str(name) for name in by_name if name not in built]
-    if unknown:
-        raise UsageError(f"there is no optimizer called {', '.join(unknown)} to schedule")
-    return {name: _scheduler_of(one, built[name], interval) for name, one in by_name.items()}
-
-
-def _scheduler_of(given: Any, optimizer: Optimizer, interval: SchedulerInterval) -> Any:
-    if callable(given) and (isinstance(given, type) or not hasattr(given, "step")):
-        if interval == "epoch":
-            raise _would_be_lost("you step it by epochs")
-        if hasattr(optimizer, _DRIVER):
-            return None  # the kit before made it
-        given = _made_here(given, optimizer)
-    if not callable(getattr(given, "step", None)):
-        raise UsageError(
-            "`scheduler` is neither a scheduler nor a function that makes one",
-            why=f"it is {type(given).__name__}",
-            fix="pass one of the optimizer, or lambda optimizer: CosineAnnealingLR(optimizer, T_max=...)",
-        )
-    if getattr(given, "optimizer", optimizer) is not optimizer:
-        raise UsageError(
-            "the scheduler is of another optimizer",
-            why="what it does would not reach the one that trains",
-            fix="make it from the optimizer that you pass, or pass a function: optimizer -> scheduler",
-        )
-    return given
-
-
-def _made_here(make: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
-    """A scheduler that the kit will drive: nobody else has it."""
-    before = [
-        {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}
-        for group in optimizer.param_groups
+def _unscaled_batch_norms(recipe: Recipe, models: Iterable[nn.Module]) -> list[Any]:
+    """The BatchNorm layers that the recipe is to be applied to."""
+    own, size = recipe.reference_batch_size, recipe.batch_size
+    return [
+        layer
+        for layer in (batch_norms(models) if recipe.batch_norm_momenta else ())
+        if not scaled_already(vars(layer), _MOMENTA, reference=own, size=size, factor=size / own)
     ]
-    made = make(optimizer)
-    if not hasattr(made, "step") or is_known(made):
-        return made
-    for group, values in zip(optimizer.param_groups, before):
-        group.clear()
-        group.update(values)  # the user's own next one starts from these, not from where this one went
-    raise _would_be_lost(f"{type(made).__name__} is not known to count steps alone, so the kit does not")
 
 
-def _would_be_lost(why: str) -> UsageError:
-    return UsageError(
-        "a scheduler that is yours to step is not made by the kit",
-        why=f"{why}, and you could not: it would stay where it starts",
-        fix="make it yourself: from your optimizer, and pass it; or after the kit, from `kit.optimizer`",
-    )
-
-
-def _scale_batch_norms(recipe: Recipe, models: Iterable[nn.Module]) -> None:
-    if not recipe.batch_norm_momenta:
-        return
+def _scale_batch_norms(recipe: Recipe, layers: Iterable[Any]) -> None:
     k = recipe.batch_size / recipe.reference_batch_size
-    for layer in batch_norms(models):
-        if getattr(layer, _SCALED_FOR, None) != recipe.batch_size and layer.momentum is not None:
-            layer.momentum = scaled_batch_norm(layer.momentum, k)
-            setattr(layer, _SCALED_FOR, recipe.batch_size)  # goes along where the model is copied
+    for layer in layers:
+        layer.momentum = scaled_batch_norm(layer.momentum, k)
+        # These go along where the model is copied.
+        setattr(layer, SCALED_FOR, recipe.batch_size)
+        setattr(layer, SCALED_BY, k)
 
 
 def _lr_factor(recipe: Recipe | None, number: int) -> float:
@@ -267,11 +292,12 @@ def _factor(own: tuple[float, ...], reference: tuple[float, ...], number: int) -
     return first if factor is None else factor
 
 
-def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int, step_samples: int) -> None:
+def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int) -> None:
     for index, group in enumerate(optimizer.param_groups):
+        factor = _lr_factor(recipe, number + index)
         for name in _GROUP_RATES:
             if name in group:
-                group[name] = group[name] * _lr_factor(recipe, number + index)
+                group[name] = group[name] * factor
         if group.get("weight_decay"):
             group["weight_decay"] *= _factor(
                 recipe.weight_decays, recipe.reference_weight_decays, number + index
@@ -280,4 +306,4 @@ def _scale_groups(recipe: Recipe, optimizer: Optimizer, number: int, step_sample
             beta2 = recipe.beta2s[min(number + index, len(recipe.beta2s) - 1)]
             if beta2 is not None:
                 set_beta2(group, beta2)
-        group[_SCALED_FOR] = step_samples
+        group[SCALED_FOR], group[SCALED_BY] = recipe.step_samples, factor

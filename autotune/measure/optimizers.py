@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from autotune.errors import UsageError
 from autotune.facts import OptimizerFamily
+from autotune.measure.marks import MARKS
 
 _SGD = {"SGD"}
 _ADAM = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "FusedAdam"}
@@ -38,12 +39,13 @@ class Rebuilt:
 def freeze_optimizer(optimizer: Any) -> Any:
     """An Optimizer as `Rebuilt`; factories and what is frozen as they are; dicts of these alike.
 
+    Numbers that a kit gave it are the user's own here: they are what is begun with.
     Its learning rates are those that a scheduler attached to it starts from: where one warms up, the present
     rate is 0 or next to it, and says nothing of how the model learns.
     """
     if isinstance(optimizer, Optimizer):
         groups = [
-            {key: list(value) if key == "params" else value for key, value in g.items()}
+            {key: list(value) if key == "params" else value for key, value in g.items() if key not in MARKS}
             | ({"lr": g["initial_lr"]} if "initial_lr" in g else {})
             for g in optimizer.param_groups
         ]

@@ -6,13 +6,15 @@ import copy
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
-from autotune.errors import AutotuneWarning
+from autotune.errors import AutotuneWarning, UsageError
 
+SchedulerInterval = Literal["step", "epoch"]
+"""How often the user's own loop steps a scheduler."""
 _CYCLED = ("lr", "momentum", "betas")
 """What torch's schedulers move."""
 _RATES = (
@@ -145,6 +147,90 @@ def _at_end(scheduler: Any) -> bool:
     if milestones is not None:  # one after the other: only whose turn it is then takes the step
         inner = (inner[bisect_right(milestones, scheduler.last_epoch + 1)],)
     return any(_at_end(one) for one in inner)
+
+
+def given_schedulers(
+    scheduler: Any, optimizers: Mapping[str, Optimizer], interval: SchedulerInterval
+) -> dict[str, Any]:
+    """The user's schedulers, or the functions that make them, by the names of their optimizers.
+
+    Args:
+        scheduler: one, a function that makes one, or a dict of either by the optimizers' names.
+        optimizers: by name.
+        interval: how often the user steps them.
+
+    Raises:
+        UsageError: for what is no scheduler of one of the optimizers, nor makes one that can be driven.
+    """
+    if scheduler is None:
+        return {}
+    if not isinstance(scheduler, Mapping) and len(optimizers) > 1:
+        raise UsageError(
+            "one scheduler was given, and there are several optimizers",
+            why=f"optimizers: {', '.join(optimizers)}",
+            fix="pass a dict with the optimizers' names as keys",
+        )
+    by_name = scheduler if isinstance(scheduler, Mapping) else dict.fromkeys(optimizers, scheduler)
+    unknown = [str(name) for name in by_name if name not in optimizers]
+    if unknown:
+        raise UsageError(f"there is no optimizer called {', '.join(unknown)} to schedule")
+    for name, given in by_name.items():
+        if not is_function(given):
+            _check_of(given, optimizers[name])
+        elif interval == "epoch":
+            raise _would_be_lost("you step it by epochs")
+    return dict(by_name)
+
+
+def is_function(given: Any) -> bool:
+    """Whether it makes a scheduler, rather than being one: a function, or a class."""
+    return callable(given) and (isinstance(given, type) or not hasattr(given, "step"))
+
+
+def make_scheduler(given: Any, optimizer: Optimizer) -> Any:
+    """The scheduler that was given, or made by the function that was; None where none was.
+
+    Raises:
+        UsageError: for a function that makes something else, or a scheduler that the kit does not drive:
+            nobody else has it. The param groups are then as they were.
+    """
+    if not is_function(given):
+        return given
+    before = [
+        {name: value if name == "params" else copy.deepcopy(value) for name, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+    made = given(optimizer)
+    _check_of(made, optimizer)
+    if is_known(made):
+        return made
+    for group, values in zip(optimizer.param_groups, before):
+        group.clear()
+        group.update(values)  # the user's own next one starts from these, not from where this one went
+    raise _would_be_lost(f"{type(made).__name__} is not known to count steps alone, so the kit does not")
+
+
+def _check_of(given: Any, optimizer: Optimizer) -> None:
+    if not callable(getattr(given, "step", None)):
+        raise UsageError(
+            "`scheduler` is neither a scheduler nor a function that makes one",
+            why=f"it is {type(given).__name__}",
+            fix="pass one of the optimizer, or lambda optimizer: CosineAnnealingLR(optimizer, T_max=...)",
+        )
+    if getattr(given, "optimizer", optimizer) is not optimizer:
+        raise UsageError(
+            "the scheduler is of another optimizer",
+            why="what it does would not reach the one that trains",
+            fix="make it from the optimizer that you pass, or pass a function: optimizer -> scheduler",
+        )
+
+
+def _would_be_lost(why: str) -> UsageError:
+    return UsageError(
+        "a scheduler that is yours to step is not made by the kit",
+        why=f"{why}, and you could not: it would stay where it starts",
+        fix="make it yourself: from your optimizer, and pass it; or after the kit, from `kit.optimizer`",
+    )
 
 
 def is_known(scheduler: Any) -> bool:

@@ -6,20 +6,17 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from autotune.errors import AutotuneWarning, UsageError
+from autotune.measure.marks import FULL, SCALED_BY, SCHEDULED
 from autotune.measure.retiming import Retimed, hand_over
 from autotune.outcome import Recipe
-from autotune.recipe.schedule import schedule_factor, warmup_factor
-
-SCHEDULED = "scheduled_samples"
-"""Key in a param group: samples that its schedule has counted, so that the optimizer's checkpoint has it."""
-_FULL = "scheduled_lr"
-"""Likewise: the rate at full height. `initial_lr` is what schedulers of the user's own compute from."""
+from autotune.recipe.schedule import schedule_factor, warmup_factor, warmup_start
 
 
 class SampleScheduler:
@@ -68,8 +65,7 @@ class SampleScheduler:
         self._shown_in = weakref.WeakSet[lr_scheduler.LRScheduler]()
         """The user's own, which `retimed` is a copy of; there may be a new one with each kit."""
         self._factors = list(factors) or [1.0] * len(optimizer.param_groups)
-        full = _full_rate if samples is not None else _rate
-        self._full = [full(group) for group in optimizer.param_groups]
+        self._full = self._full_rates(goes_on=samples is not None)
         warmup = recipe.warmup_samples if recipe is not None else 0
         self._peaks = retimed.peak_rates(warmup) if retimed is not None else []
         for group, rate in zip(optimizer.param_groups, self._full):
@@ -77,8 +73,29 @@ class SampleScheduler:
         self._written = [_rate(group) for group in optimizer.param_groups]
         if samples is None or self._owns:
             self._write(self._rates())
-        optimizer.register_step_pre_hook(lambda *_: self._take_in())
-        optimizer.register_step_post_hook(lambda *_: self._advance())
+        self._hooks = (
+            optimizer.register_step_pre_hook(lambda *_: self._take_in()),
+            optimizer.register_step_post_hook(lambda *_: self._advance()),
+        )
+
+    def _full_rates(self, *, goes_on: bool) -> list[float]:
+        """Of the groups as they are; a decay begins where schedulers do, whatever these made of the rate."""
+        groups = self.optimizer.param_groups
+        if self._retimed is not None:
+            return [height * factor for height, factor in zip(self._retimed.heights(), self._factors)]
+        if goes_on or (self._recipe is not None and self._recipe.decay is not None):
+            return [_full_rate(group) for group in groups]
+        return [_rate(group) for group in groups]
+
+    def is_for(self, recipe: Recipe) -> bool:
+        """Whether that recipe's warmup and decay are the ones that it follows."""
+        mine = self._recipe
+        return mine is not None and _schedule(mine) == _schedule(recipe)
+
+    def stop(self) -> None:
+        """Drive no longer; the rates stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def _owns(self) -> bool:
@@ -201,8 +218,8 @@ class SampleScheduler:
         """The part of its full rate that a group takes now; of one that `retimed` does not know, if there."""
         if self._retimed is None:
             return 1.0 if self._recipe is None else schedule_factor(self.samples, self._recipe)
-        full = [height * factor for height, factor in zip(self._retimed.heights(), self._factors)]
-        shares = [rate / most for rate, most in zip(self._known_rates(self._retimed), full) if most]
+        known = self._known_rates(self._retimed)
+        shares = [rate / full for rate, full in zip(known, self._full) if full]
         return shares[-1] if shares else 1.0
 
     def _known_rates(self, retimed: Retimed) -> list[float]:
@@ -222,16 +239,34 @@ class SampleScheduler:
         self._show()
 
     def _set(self, group: dict[str, Any], rate: float, full: float) -> None:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-        group[SCHEDULED], group[_FULL] = self.samples, full
+        set_rate(group, rate)
+        group[SCHEDULED], group[FULL] = self.samples, full
+        if not self._owns and self._warm(self.samples) == 1.0:
+            del group[FULL]  # from here on the rate is what it is, and others may lower it
 
     def _show(self) -> None:
         if self._retimed is not None:
             for scheduler in self._shown_in:
                 self._retimed.show_in(scheduler, self.optimizer)
+
+
+def end_schedule(optimizer: Optimizer) -> None:
+    """What a schedule of a kit has made of the learning rates is undone, and forgotten."""
+    for group in optimizer.param_groups:
+        counted, full = group.pop(SCHEDULED, None), group.pop(FULL, None)
+        if counted is not None and SCALED_BY not in group:
+            full = group.get("initial_lr")  # a checkpoint of a version that kept the full rate there
+        if full is not None:
+            # OneCycleLR starts far below its height; a warmup may have met what others lowered meanwhile.
+            set_rate(group, min(full, float(group.get("initial_lr", full))))
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Give a param group a learning rate; one that is a tensor stays the same tensor."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _rate(group: Mapping[str, Any]) -> float:
@@ -240,4 +275,9 @@ def _rate(group: Mapping[str, Any]) -> float:
 
 def _full_rate(group: Mapping[str, Any]) -> float:
     """What the schedule that wrote the group's rate took part of."""
-    return float(group.get(_FULL, group.get("initial_lr", group["lr"])))
+    return float(group.get(FULL, group.get("initial_lr", group["lr"])))
+
+
+def _schedule(recipe: Recipe) -> tuple[Any, ...]:
+    decay = None if recipe.decay is None else replace(recipe.decay, rule="")
+    return recipe.warmup_samples, warmup_start(recipe), decay

@@ -11,8 +11,10 @@ import workloads as w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
+from autotune import kit as kits
 from autotune.measure import pilot
 from autotune.measure.inprocess import InProcessRunner
+from autotune.measure.models import batch_norm_momenta
 from autotune.measure.seam import PilotSpec
 from autotune.outcome import Recipe
 from autotune.recipe.pilot import PilotRecord, judge_pilot
@@ -160,6 +162,36 @@ def test_the_recipe_is_applied_as_a_kit_applies_it(monkeypatch: pytest.MonkeyPat
     assert seen[64][0] == pytest.approx(0.05)
     assert seen[64][-1] == pytest.approx(ruled.learning_rates[0])
     assert len(seen[64]) == 30
+
+
+def test_a_run_after_a_kits_recipe_begins_with_what_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned again with model and optimizer of a kit: a recipe scales them, from whatever batch it goes."""
+    seen = []
+    step = pilot._Runs._step
+
+    def told(self: Any, kit: Any, batch: Any) -> float | None:
+        if kit.settings.loader.batch_size == 64:
+            (momentum,) = batch_norm_momenta(kit.models.values())
+            seen.append((kit.optimizer.param_groups[0]["lr"], momentum))
+        return step(self, kit, batch)
+
+    monkeypatch.setattr(pilot._Runs, "_step", told)
+    for size in (16, 32, 64):  # the first one's batch: yours now, another, and the very one that is tried
+        model = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0125)
+        first = Recipe(
+            batch_size=size,
+            reference_batch_size=size // 4,
+            learning_rates=(0.05,),
+            reference_learning_rates=(0.0125,),
+            lr_rule="made up",
+            batch_norm_momenta=(1 - 0.9**4,),
+            reference_batch_norm_momenta=(0.1,),
+        )
+        kits.make_kit(Settings.from_flat({"batch_size": size}), first, model, optimizer, device="cpu")
+        piloted(workload(model, optimizer=optimizer))
+        assert seen[-1] == (pytest.approx(0.2), pytest.approx(1 - 0.9**16))
+        assert batch_norm_momenta([model]) == pytest.approx((1 - 0.9**4,))
 
 
 def test_held_out_samples_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,17 @@ def test_a_scheduler_that_warms_up_does_not_hide_the_rate() -> None:
     assert learning_rates([built]) == (0.01, 0.02)
 
 
+def test_numbers_that_a_kit_left_are_the_users_own() -> None:
+    """Tuned again, they are what is begun with: nothing in a trial takes them for scaled already."""
+    optimizer = two_groups(w.Net())
+    for group in optimizer.param_groups:
+        group.update(scaled_for_batch_size=256, scaled_by=8.0, scheduled_samples=512, scheduled_lr=0.5)
+    built = build_optimizers(freeze_optimizer(optimizer), {"": w.Net()})[""]
+    assert not any(name.startswith("scaled") for group in built.param_groups for name in group)
+    assert not any(name.startswith("scheduled") for group in built.param_groups for name in group)
+    assert learning_rates([built]) == (0.01, 0.02)
+
+
 def test_each_build_starts_afresh() -> None:
     """Trial after trial gets the groups as they were handed over."""
     model = w.Net()
