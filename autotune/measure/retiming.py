@@ -17,6 +17,8 @@ SchedulerInterval = Literal["step", "epoch"]
 """How often the user's own loop steps a scheduler."""
 _CYCLED = ("lr", "momentum", "betas")
 """What torch's schedulers move."""
+_MOVING = ("last_epoch", "_step_count", "_last_lr", "T_cur", "T_i")
+"""What moves in torch's schedulers themselves."""
 _RATES = (
     (object, "base_lrs"),
     (lr_scheduler.CyclicLR, "max_lrs"),
@@ -113,7 +115,7 @@ class Retimed:
 
     def show_in(self, scheduler: lr_scheduler.LRScheduler, optimizer: Optimizer) -> None:
         """Let the user's own scheduler say where this one is, and what the learning rates really are."""
-        scheduler.load_state_dict(self._scheduler.state_dict())
+        _show(self._scheduler, scheduler)
         rates = [group["lr"] for group in optimizer.param_groups]
         scheduler._last_lr = [rate.clone() if torch.is_tensor(rate) else rate for rate in rates]
 
@@ -251,6 +253,13 @@ def hand_over(scheduler: lr_scheduler.LRScheduler) -> None:
         like = {"__module__": kind.__module__, "__doc__": kind.__doc__}
         own = {"step": _warn, "__reduce_ex__": _reduce, _KIND: kind, _TOLD: False}
         scheduler.__class__ = type(kind.__name__, (kind,), {**like, **own})
+
+
+def _show(mine: Any, yours: Any) -> None:
+    """What moves, and no more: not every scheduler can be saved."""
+    vars(yours).update({name: vars(mine)[name] for name in _MOVING if name in vars(mine)})
+    for inner, shown in zip(getattr(mine, "_schedulers", ()), getattr(yours, "_schedulers", ())):
+        _show(inner, shown)
 
 
 def _warn(scheduler: Any, *_: Any, **__: Any) -> None:

@@ -293,3 +293,21 @@ def test_a_scheduler_that_only_the_kit_would_have_is_refused(given: Any) -> None
     kit_of(2, model, optimizer, scheduler, scheduler_interval=interval)
     expected = stepped(plain := trained()[1], given(plain), 5)
     assert stepped(optimizer, scheduler, 5) == pytest.approx([2 * rate for rate in expected])
+
+
+class Slotted:
+    """A function of steps that torch cannot save: nothing is asked of it but the rate."""
+
+    __slots__ = ()
+
+    def __call__(self, step: int) -> float:
+        return 1 / (1 + step)
+
+
+def test_a_scheduler_that_cannot_be_saved_is_driven_all_the_same() -> None:
+    """Only saving it raises, as it does without a kit; what the user sees of it is what moves."""
+    model, optimizer = trained()
+    scheduler = lr_scheduler.LambdaLR(optimizer, Slotted())
+    kit_of(2, model, optimizer, scheduler)
+    assert stepped(optimizer, None, 3) == pytest.approx([0.2, 0.2 / 3, 0.2 / 5])
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (6, [pytest.approx(0.2 / 7)])
