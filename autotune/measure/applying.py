@@ -58,9 +58,8 @@ def apply_recipe(
         batch_size: of the loader, where there is no recipe to say so.
 
     Raises:
-        UsageError: for what is no scheduler, or not of these optimizers, for several optimizers where
-            gradients are to be gathered, and for numbers that another recipe has left elsewhere than where
-            this one begins.
+        UsageError: for what is no scheduler of these optimizers, for several optimizers where gradients are
+            to be gathered, and for numbers that another recipe has left elsewhere than where this one begins.
     """
     if interval not in ("step", "epoch"):
         raise UsageError(f"a scheduler steps once a `step` or an `epoch`, not {interval!r}")
@@ -75,11 +74,10 @@ def apply_recipe(
     for name, optimizer in built.items():
         targets[name] = _Target(recipe, optimizer, number, given.get(name), interval, batch_size or 1)
         number += len(optimizer.param_groups)
-    layers = _unscaled_batch_norms(recipe, models.values()) if recipe is not None else []
+    layers = _unscaled_batch_norms(recipe, models.values())
     for target in targets.values():
         target.check()  # all of it, before anything is changed
-    if recipe is not None:
-        _scale_batch_norms(recipe, layers)
+    _scale_batch_norms(recipe, layers)
     found = {}
     for name, target in targets.items():
         driver = target.apply()
@@ -258,17 +256,21 @@ def _moves(recipe: Recipe) -> bool:
     return bool(recipe.warmup_samples) or recipe.decay is not None
 
 
-def _unscaled_batch_norms(recipe: Recipe, models: Iterable[nn.Module]) -> list[Any]:
+def _unscaled_batch_norms(recipe: Recipe | None, models: Iterable[nn.Module]) -> list[Any]:
     """The BatchNorm layers that the recipe is to be applied to."""
+    if recipe is None or not recipe.batch_norm_momenta:
+        return []
     own, size = recipe.reference_batch_size, recipe.batch_size
     return [
         layer
-        for layer in (batch_norms(models) if recipe.batch_norm_momenta else ())
+        for layer in batch_norms(models)
         if not scaled_already(vars(layer), _MOMENTA, reference=own, size=size, factor=size / own)
     ]
 
 
-def _scale_batch_norms(recipe: Recipe, layers: Iterable[Any]) -> None:
+def _scale_batch_norms(recipe: Recipe | None, layers: Iterable[Any]) -> None:
+    if recipe is None:
+        return
     k = recipe.batch_size / recipe.reference_batch_size
     for layer in layers:
         layer.momentum = scaled_batch_norm(layer.momentum, k)
