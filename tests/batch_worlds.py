@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from search_worlds import fake_runner, run_fake
 
 from autotune.outcome import NoiseScale, Outcome
@@ -14,9 +16,9 @@ SGD = {"learning_rates": (0.1,), "weight_decays": (0.0,), "step_s": 0.06}
 QUIET = {"has_conv2d": False, "image_input": False}
 
 
-def noise(samples: float) -> NoiseScale:
-    """A noise scale that is known exactly."""
-    return NoiseScale(
+def noise(samples: float, **changes: object) -> NoiseScale:
+    """A noise scale that is known exactly, but for the changes."""
+    exact = NoiseScale(
         value=samples,
         low=samples,
         high=samples,
@@ -27,6 +29,7 @@ def noise(samples: float) -> NoiseScale:
         skipped=0,
         at="after 100 warm steps",
     )
+    return replace(exact, **changes)
 
 
 def growing(settings: Settings, mode: Mode) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from batch_worlds import noise
 from finals_trials import YOURS, finals, workers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.outcome import NoiseScale
 from autotune.search.batch import GradientLook, teaches
 from autotune.search.verdict import pairs
 from autotune.settings import Settings
@@ -18,21 +18,9 @@ scales = st.floats(min_value=0.0, max_value=1e9)
 sizes = st.integers(min_value=1, max_value=1 << 16)
 
 
-def look_at(noise: float) -> GradientLook:
+def look_at(samples: float) -> GradientLook:
     """A look that found this noise scale."""
-    return GradientLook(
-        noise=NoiseScale(
-            value=noise,
-            low=noise,
-            high=noise,
-            lower_bound=noise,
-            micro_samples=8,
-            micro_batches=4,
-            steps=32,
-            skipped=0,
-            at="initial weights",
-        )
-    )
+    return GradientLook(noise=noise(samples))
 
 
 def batch(size: int) -> Settings:

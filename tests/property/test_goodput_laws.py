@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from batch_worlds import noise
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import workloads
@@ -19,17 +20,7 @@ SCALES = st.floats(0.0, 1e6)
 
 def noise_of(lower_bound: float) -> NoiseScale:
     """A noise scale with this lower bound, open above."""
-    return NoiseScale(
-        value=None,
-        low=lower_bound,
-        high=None,
-        lower_bound=lower_bound,
-        micro_samples=32,
-        micro_batches=4,
-        steps=32,
-        skipped=0,
-        at="initial weights",
-    )
+    return noise(lower_bound, value=None, high=None)
 
 
 NOISES = st.none() | SCALES.map(noise_of)

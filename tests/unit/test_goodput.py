@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from batch_worlds import noise as exactly
 from strategies import plain_workload
 
 from autotune.errors import UsageError
@@ -30,17 +31,7 @@ def rates(noise: float = 0.01, **changes: float) -> list[BatchRate]:
 
 def noise(lower_bound: float) -> NoiseScale:
     """A noise scale with this lower bound."""
-    return NoiseScale(
-        value=lower_bound * 1.2,
-        low=lower_bound * 0.9,
-        high=lower_bound * 1.5,
-        lower_bound=lower_bound,
-        micro_samples=64,
-        micro_batches=4,
-        steps=32,
-        skipped=0,
-        at="initial weights",
-    )
+    return exactly(lower_bound, value=lower_bound * 1.2, low=lower_bound * 0.9, high=lower_bound * 1.5)
 
 
 def test_a_row_by_hand() -> None:

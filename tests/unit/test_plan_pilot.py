@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from batch_worlds import noise
 from search_worlds import History, acceptable, context, fake_runner, run_fake, space_of
 
 from autotune.measure.seam import PilotSpec
-from autotune.outcome import NoiseScale, Outcome, Pilot
+from autotune.outcome import Outcome, Pilot
 from autotune.recipe.pilot import STEPS, WARM_STEPS, PilotRecord
 from autotune.search.batch import GradientLook
 from autotune.search.batch_moves import next_look
@@ -29,17 +30,7 @@ from autotune.trial import Failure, Mode
 SGD = {"learning_rates": (0.1,), "weight_decays": (0.0,), "step_s": 0.06}
 SPACE = space_of(allow="recipe", **SGD)
 YOURS = SPACE.yours
-NOISE = NoiseScale(
-    value=1e4,
-    low=1e4,
-    high=1e4,
-    lower_bound=1e4,
-    micro_samples=64,
-    micro_batches=4,
-    steps=32,
-    skipped=0,
-    at="after 100 warm steps",
-)
+NOISE = noise(1e4)
 LARGEST = 512
 
 

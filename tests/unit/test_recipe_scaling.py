@@ -7,6 +7,7 @@ import math
 import pickle
 
 import pytest
+from batch_worlds import noise as exactly
 from strategies import plain_workload
 
 from autotune.errors import UsageError
@@ -55,17 +56,7 @@ def test_an_optimizer_without_a_rule_keeps_its_numbers(changes, why):
 
 def noise(lower_bound: float) -> NoiseScale:
     """A noise scale of which decisions count on so many samples."""
-    return NoiseScale(
-        value=2 * lower_bound,
-        low=lower_bound,
-        high=4 * lower_bound,
-        lower_bound=lower_bound,
-        micro_samples=32,
-        micro_batches=4,
-        steps=32,
-        skipped=0,
-        at="initial weights",
-    )
+    return exactly(lower_bound, value=2 * lower_bound, high=4 * lower_bound, micro_samples=32)
 
 
 ADAMW = {
