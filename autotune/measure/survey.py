@@ -13,7 +13,7 @@ from torch import nn
 
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
-from autotune.measure import batches, compiling, flags, gathering, loaders, losses, optimizers
+from autotune.measure import batches, compiling, flags, gathering, loaders, losses, optimizers, sharding
 from autotune.measure import models as models_
 from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit
@@ -236,7 +236,7 @@ def _facts(
         dataset_samples=parts.samples() if parts is not None else None,
         dropped_samples=_dropped_samples(parts),
         iterable=parts is not None and parts.iterable,
-        sharded=parts is None or loaders.shards_itself(parts),
+        sharded=parts is None or sharding.shards_itself(parts),
         batch_size_fixed=_batch_size_fixed(session),
         persistent_fixed=_persistent_fixed(parts),
         optimizer_class="+".join(type(o).__name__ for o in built) if given else None,

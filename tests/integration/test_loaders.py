@@ -33,8 +33,8 @@ from autotune.measure.loaders import (
     end_workers,
     parts_of,
     private_copy,
-    shards_itself,
 )
+from autotune.measure.sharding import shards_itself
 from autotune.settings import LoaderSettings
 from autotune.workload import Workload
 
