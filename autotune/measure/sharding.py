@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
 _WRAPPED = 1000
 """Datasets looked for in one list of another; longer lists hold samples."""
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
 
 
 def wrapped_datasets(dataset: Any) -> dict[int, Any]:
@@ -34,7 +38,7 @@ def shards_itself(parts: LoaderParts) -> bool:
 
     Unsure counts as no: with a stream that does not, every worker yields every sample.
     """
-    if not parts.iterable or parts.worker_init_fn is not None:
+    if not parts.iterable or (parts.worker_init_fn is not None and _divides(parts.worker_init_fn)):
         return True
     dataset = parts.dataset
     kind = type(dataset)
@@ -52,6 +56,49 @@ def _is_pipe(dataset: Any) -> bool:
     return any(base.__name__ == "IterDataPipe" for base in type(dataset).__mro__)
 
 
+def _divides(worker_init_fn: Callable[[int], Any]) -> bool:
+    """Whether a worker_init_fn gives each worker a share: it reaches the dataset through its worker's info.
+
+    Most only seed. Those that take their seed from that info need it for nothing else.
+    """
+    names = _names_behind(worker_init_fn)
+    return "dataset" in names or ("get_worker_info" in names and "seed" not in names)
+
+
+def _names_behind(function: Any) -> set[str]:
+    """Names used by what a call runs: through partials, decorators and objects that can be called."""
+    pending: list[Any] = [function]
+    seen: set[int] = set()
+    names: set[str] = set()
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, functools.partial):
+            pending += [current.func, *current.args, *current.keywords.values()]
+        elif isinstance(current, FunctionType):
+            names.update(_names_in(current.__code__))
+            pending.extend(_held_in_cells(current))
+        elif isinstance(current, MethodType):
+            names |= _names_used(type(current.__self__), current.__name__)
+            pending.append(current.__func__)
+        elif callable(current) and not isinstance(current, type):
+            names |= _names_used(type(current), "__call__")
+            held = getattr(current, "__dict__", {}).values()
+            pending.extend(item for item in held if isinstance(item, _FUNCTIONS))
+    return names
+
+
+def _held_in_cells(function: Any) -> Iterator[Any]:
+    """What a function made in another one keeps of it, such as the function that it decorates."""
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name that was never given a value
+            continue
+
+
 def _names_used(kind: type, method: str) -> set[str]:
     """Names used by a method, by the functions inside it and by the methods of the same class it calls."""
     pending, seen, names = [method], set(), set()
@@ -61,10 +108,20 @@ def _names_used(kind: type, method: str) -> set[str]:
         if code is None or name in seen:
             continue
         seen.add(name)
-        inner = [code]
-        while inner:
-            current = inner.pop()
-            names.update(current.co_names)
-            pending.extend(current.co_names)
-            inner.extend(const for const in current.co_consts if hasattr(const, "co_names"))
+        used = set(_names_in(code))
+        names |= used
+        pending.extend(used)
     return names
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Names in this code and in the functions inside it; also those given to `getattr` as text."""
+    inner = [code]
+    while inner:
+        current = inner.pop()
+        yield from current.co_names
+        for const in current.co_consts:
+            if isinstance(const, CodeType):
+                inner.append(const)
+            elif isinstance(const, str):
+                yield const

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -114,6 +116,64 @@ def init_worker(number: int) -> None:
     info = get_worker_info()
     assert info is not None
     info.dataset.samples += 1000
+
+
+def seed_worker(number: int) -> None:
+    """As torch's page on reproducibility has it."""
+    random.seed(torch.initial_seed() % 2**32)
+
+
+def seed_from_info(number: int, rank: int = 0) -> None:
+    """As several libraries do."""
+    info = get_worker_info()
+    assert info is not None
+    random.seed(info.seed + rank)
+
+
+def shared_out(number: int) -> None:
+    """Each worker keeps its own rows, which it looks up by name."""
+
+    def keep() -> None:
+        info: Any = get_worker_info()
+        rows = getattr(info, "dataset").rows  # noqa: B009
+        rows.x, rows.y = rows.x[info.id :: info.num_workers], rows.y[info.id :: info.num_workers]
+
+    keep()
+
+
+def twice(function: Any) -> Any:
+    """A decorator of the user's own."""
+
+    @functools.wraps(function)
+    def both(number: int) -> None:
+        seed_worker(number)
+        function(number)
+
+    return both
+
+
+class Starts:
+    """A worker_init_fn that is an object, and does its work in another method."""
+
+    def __call__(self, number: int) -> None:
+        self.start(number)
+
+    def start(self, number: int) -> None:
+        self.hand_over(number)
+
+    def hand_over(self, number: int) -> None:
+        info: Any = get_worker_info()
+        info.dataset.rows.x = info.dataset.rows.x[info.id :: info.num_workers]
+
+
+class Calls:
+    """A worker_init_fn that is an object, and calls what it was given."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, number: int) -> None:
+        self.function(number)
 
 
 class Marked(Numbers):
@@ -585,6 +645,37 @@ def test_what_may_fill_a_batch_is_let_through(dataset: Any) -> None:
 def test_a_stream_that_shares_its_samples_out_is_known(dataset: IterableDataset[Any], sharded: bool) -> None:
     """By its code, by the user's worker_init_fn, by torch's own filter; a doubt counts as no."""
     assert shards_itself(parts_from(dataset)) is sharded
+
+
+@pytest.mark.parametrize(
+    ("init", "sharded"),
+    [
+        (seed_worker, False),
+        (seed_from_info, False),
+        (functools.partial(seed_from_info, rank=3), False),
+        (twice(seed_worker), False),
+        (Calls(seed_worker), False),
+        (print, False),
+        (shared_out, True),
+        (functools.partial(shared_out), True),
+        (twice(shared_out), True),
+        (Calls(shared_out), True),
+        (Starts(), True),
+        (Starts().start, True),
+    ],
+)
+def test_a_worker_init_fn_shares_out_only_where_it_reaches_the_dataset(init: Any, sharded: bool) -> None:
+    """Most of them only seed: then every worker of such a stream yields every sample."""
+    assert shards_itself(parts_from(DataLoader(w.Stream(), worker_init_fn=init))) is sharded
+    assert shards_itself(parts_from(DataLoader(w.ShardedStream(), worker_init_fn=init)))
+
+
+@pytest.mark.parametrize("init", [seed_worker, seed_from_info, shared_out])
+def test_what_is_said_of_a_worker_init_fn_is_true(init: Any) -> None:
+    """With two workers every sample comes once where it shares them out, twice where it seeds."""
+    parts = parts_from(DataLoader(w.Stream(8), batch_size=2, worker_init_fn=init))
+    given = sum(len(x) for x, _ in drawn(parts, LoaderSettings(batch_size=2, num_workers=2)))
+    assert given == (8 if shards_itself(parts) else 16)
 
 
 @pytest.mark.parametrize("dataset", [w.Stream(8), w.ShardedStream(8), FromHelper(8)])
