@@ -92,16 +92,17 @@ def _run(step: Step, batch: Any, clock: DeviceClock, deadline: float) -> None:
     clock.synchronize()
 
 
-def placed(failure: Failure, feed: Feed | TailFeed | None) -> Failure:
+def placed(failure: Failure, feed: Feed | TailFeed | None, *, one_sample: bool) -> Failure:
     """The failure with where in the epoch it came about, where that is known and not just any place.
 
     Args:
         failure: of a trial.
         feed: where its batches came from when it failed; None where there was none yet.
+        one_sample: whether a sample raises alone, whatever the size of its batch.
     """
     if feed is None or not feed.place or not (isinstance(feed, TailFeed) or failure.kind in _BATCHS_OWN):
         return failure
     hint = failure.hint
-    if failure.kind in _BATCHS_OWN and "sample" in feed.place and failure.sample_index is None:
+    if failure.kind in _BATCHS_OWN and "sample" in feed.place and not one_sample:
         hint = "drop the last batch (drop_last=True), or use a batch size that leaves no such rest of samples"
     return replace(failure, message=f"{feed.place}: {failure.message}", hint=hint)

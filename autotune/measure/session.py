@@ -20,6 +20,7 @@ from autotune.facts import MachineFacts
 from autotune.measure import (
     applying,
     batches,
+    broken,
     compiling,
     edge,
     flags,
@@ -284,10 +285,9 @@ class Session:
                 feed = self._close_feed()
             compiling.forget(self.models.values())
         # Only here, outside of `except`, are the failed frame's tensors free to go.
-        indices = [] if feed is None else feed.failing_indices()
-        if failure.kind == "user_error" and indices and failure.sample_index is None:
-            failure = replace(failure, sample_index=survey.failing_index(self.parts, indices))
-        failure, feed = edge.placed(failure, feed), None  # it may hold a batch on the device
+        failure, named = broken.with_sample(failure, self.parts, feed)
+        # The feed may hold a batch on the device.
+        failure, feed = edge.placed(failure, feed, one_sample=named), None
         if failure.kind not in ("sticky_cuda",):
             self.restore()
             self.clock.reset()

@@ -13,7 +13,17 @@ from torch import nn
 
 from autotune.errors import AutotuneError, DatasetError, LossError, ModelError, NonFiniteLossError
 from autotune.facts import WorkloadFacts
-from autotune.measure import batches, compiling, flags, gathering, loaders, losses, optimizers, sharding
+from autotune.measure import (
+    batches,
+    broken,
+    compiling,
+    flags,
+    gathering,
+    loaders,
+    losses,
+    optimizers,
+    sharding,
+)
 from autotune.measure import models as models_
 from autotune.measure.classify import user_traceback
 from autotune.measure.stepkit import StepKit
@@ -59,23 +69,11 @@ def fetch_one(parts: loaders.LoaderParts, batch_size: int | None) -> tuple[Any, 
         raise
     except Exception as error:  # the user's dataset may raise anything
         text, name = user_traceback(error), type(error).__name__
-    index = failing_index(parts, list(endless.pending[0]) if endless and endless.pending else [])
-    where = f" at index {index}" if index is not None else ""
+    found = broken.broken_sample(parts, endless.pending[0] if endless and endless.pending else [])
+    where = f" at index {found.shown}" if found is not None else ""
     raise DatasetError(
         f"the dataset raised {name}{where}", fix="make this sample loadable, or leave it out", detail=text
     )
-
-
-def failing_index(parts: loaders.LoaderParts | None, indices: list[int]) -> int | None:
-    """The first of `indices` that raises when read alone; None where none does."""
-    if parts is None or not hasattr(parts.dataset, "__getitem__"):
-        return None
-    for index in indices:
-        try:
-            parts.dataset[index]
-        except Exception:  # which one raises is the question
-            return index
-    return None
 
 
 def survey(session: Session) -> Survey:

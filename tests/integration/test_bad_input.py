@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import workloads as w
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
 import autotune
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, DatasetError
 from autotune.measure import device
 from autotune.workload import Workload
 
@@ -93,6 +95,23 @@ def test_a_dataset_that_raises_shows_its_own_traceback(tmp_path: Any) -> None:
     assert "sample 0 is broken" in raised.value.detail
     assert "workloads.py" in raised.value.detail
     assert "autotune/measure" not in raised.value.detail
+
+
+class InOrder(Sampler[Any]):
+    """Indices as NumPy has them."""
+
+    def __iter__(self) -> Any:
+        return iter(np.arange(256))
+
+    def __len__(self) -> int:
+        return 256
+
+
+def test_a_sample_that_raises_under_a_sampler_of_numpy_indices(tmp_path: Any) -> None:
+    """The dataset's failure, with its index: the study could not write it, and the run ended as ours."""
+    loader = DataLoader(w.RaisesAt(200), batch_size=16, sampler=InOrder())
+    with pytest.raises(DatasetError, match="fails at index 200"):
+        autotune.find_best(w.Net(), loader, optimizer=w.sgd, budget=20, storage=str(tmp_path / "s"))
 
 
 def test_two_accelerators_and_none_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import workloads as w
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
+from autotune.codec import decode, encode
 from autotune.errors import DatasetError, DatasetTooSmallError
 from autotune.measure import flags
 from autotune.measure.feed import HeldFeed, LoaderFeed
@@ -208,6 +211,40 @@ def test_a_trial_names_the_sample_that_broke_its_first_batch(workers: Any) -> No
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.sample_index) == ("user_error", 2)
     assert workers() == []
+
+
+class ByName(w.Rows):
+    """Samples are asked for by name, `row 3`, and one raises."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == "row 3":
+            raise ValueError("broken")
+        return super().__getitem__(int(index.split()[1]))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sampler", "index", "words"),
+    [
+        (w.RaisesAt(6), SubsetRandomSampler(np.arange(8)), 6, "sample 6 is broken"),
+        (w.RaisesAt(6), list(torch.arange(8)), 6, "is broken"),
+        (ByName(), [f"row {number}" for number in range(8)], None, "(at index 'row 3')"),
+    ],
+    ids=["numpy", "torch", "names"],
+)
+def test_samplers_that_give_other_than_plain_integers(
+    dataset: Any, sampler: Any, index: int | None, words: str
+) -> None:
+    """Their sample is named by a plain number, or else in words, and a study can write the failure down."""
+    workload = Workload(
+        w.Net(), DataLoader(dataset, batch_size=4, drop_last=True, sampler=sampler), optimizer=w.sgd
+    )
+    session = Session(workload, parts_of(workload), flags.read_user_flags(), machine_facts)
+    settings = Settings().replace(batch_size=4, num_workers=1, prefetch_factor=2)
+    failure = session.run(TrialSpec(settings=settings, stage="loader", mode="loader", window_s=0.1))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.sample_index) == ("user_error", index)
+    assert words in failure.message
+    assert decode(Failure, json.loads(json.dumps(encode(failure)))) == failure
 
 
 @pytest.mark.parametrize("persistent", [False, True])
