@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ def count_samples(batch: Any, default: int, *, expected: int | None = None) -> i
 
 
 def drawn_samples(
-    batch: Any, indices: Sequence[Any] | None, batch_size: int | None, *, own_sampler: bool
+    batch: Any, indices: Collection[Any] | None, batch_size: int | None, *, own_sampler: bool
 ) -> int:
     """Samples in a batch of a loader.
 

@@ -38,7 +38,8 @@ def epoch_tail(parts: LoaderParts, settings: LoaderSettings) -> list[Any]:
         settings: whose batch size counts.
 
     Returns:
-        Lists of indices, or bare indices where the dataset makes the batches.
+        Lists of indices, bare indices where the dataset makes the batches, or what the user's own batch
+        sampler gives.
     """
     tail: deque[Any] = deque(maxlen=_BATCHES)
     for number, indices in enumerate(epoch_batches(parts, settings)):
@@ -50,10 +51,10 @@ def epoch_tail(parts: LoaderParts, settings: LoaderSettings) -> list[Any]:
 
 
 def _cut(indices: Any, parts: LoaderParts, settings: LoaderSettings) -> Any:
-    samples = None if parts.drop_last else parts.samples()
-    if samples is None or settings.batch_size is None:
+    if parts.drop_last or settings.batch_size is None:
         return indices
-    return indices[: samples % settings.batch_size or None]
+    samples = parts.samples()
+    return indices if samples is None else indices[: samples % settings.batch_size or None]
 
 
 def cross(step: Step, feed: TailFeed, clock: DeviceClock, deadline: float) -> None:

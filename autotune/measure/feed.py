@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from autotune.errors import DatasetError, DatasetTooSmallError
 from autotune.measure import batches
 from autotune.measure.loaders import LoaderParts, build_endless, build_over, end_workers
+from autotune.measure.own_batches import asked_of
 from autotune.settings import LoaderSettings
 
 
@@ -120,7 +121,7 @@ class LoaderFeed:
         self._fetched = [next(self._iterator)]
         return time.perf_counter() - started
 
-    def failing_indices(self) -> list[int]:
+    def failing_indices(self) -> list[Any]:
         """Indices of the batch that was due when a fetch raised."""
         return list(self.endless.pending[0]) if self.endless is not None and self.endless.pending else []
 
@@ -158,13 +159,14 @@ class TailFeed:
         self._wanted = wanted
         self._at_the_end = at_the_end
         self._epochs = 0
-        self._due: deque[list[Any]] = deque()
+        self._own_sampler = parts.batch_sampler is not None
+        self._due: deque[Collection[Any]] = deque()
         self._iterator: Any = None
         self.loader = build_over(parts, settings, wanted)
 
     def epoch(self) -> Iterator[Any]:
         """The batches of one epoch. Workers start and end with it, or live on, as the settings say."""
-        self._due = deque(_listed(indices) for indices in self._wanted)
+        self._due = deque(asked_of(indices, own_sampler=self._own_sampler) for indices in self._wanted)
         self._look()
         self._iterator = iter(self.loader)
         for batch in self._iterator:
@@ -185,18 +187,14 @@ class TailFeed:
         else:
             self.place = "near the end of an epoch"
 
-    def failing_indices(self) -> list[int]:
+    def failing_indices(self) -> list[Any]:
         """Indices of the batch that was due when a fetch raised."""
-        return self._due[0] if self._due else []
+        return list(self._due[0]) if self._due else []
 
     def close(self) -> None:
         """End the workers now."""
         end_workers(self._iterator, self.loader)
         self._iterator = None
-
-
-def _listed(indices: Any) -> list[Any]:
-    return list(indices) if isinstance(indices, (list, tuple)) else [indices]
 
 
 def last_batch(samples: int | None) -> str:
@@ -228,7 +226,7 @@ class HeldFeed:
         """The batch and its number of samples."""
         return self._batch, self._samples
 
-    def failing_indices(self) -> list[int]:
+    def failing_indices(self) -> list[Any]:
         """Nothing is fetched."""
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from autotune.errors import AutotuneError, DatasetError, DatasetTooSmallError, EmptyDatasetError, UsageError
-from autotune.measure import by_value
+from autotune.measure import by_value, own_batches
 from autotune.measure.classify import user_traceback
 from autotune.measure.handed_over import length_error, noted
 from autotune.measure.sharding import wrapped_datasets
@@ -63,7 +63,9 @@ class LoaderParts:
         None where nobody knows: a dataset that makes batches counts those.
         """
         size = self.settings.batch_size
-        if self.batch_sampler is None and size is None:
+        if self.batch_sampler is not None:  # it may cover a part of the dataset, or give samples twice
+            return own_batches.samples_of_epoch(private_copy(self).batch_sampler)
+        if size is None:
             return None
         samples = self._length()
         return samples - samples % size if samples and size and self.drop_last else samples
@@ -258,9 +260,10 @@ class EndlessBatches(Sampler[list[int]]):
     batches already drawn: so a true epoch boundary can be timed.
     """
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: Any, *, own_sampler: bool) -> None:
         self.batches = batches
-        self.pending: deque[list[int]] = deque()
+        self.own_sampler = own_sampler
+        self.pending: deque[Collection[Any]] = deque()
         self._stopped = False
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -272,7 +275,7 @@ class EndlessBatches(Sampler[list[int]]):
                 if self._stopped:
                     return
                 drawn = True
-                self.pending.append(list(indices) if isinstance(indices, (list, tuple)) else [indices])
+                self.pending.append(own_batches.asked_of(indices, own_sampler=self.own_sampler))
                 yield indices
             if not drawn:
                 return
@@ -287,7 +290,8 @@ def build_endless(
 ) -> tuple[DataLoader[Any], EndlessBatches | None]:
     """A loader that never runs out, and its sampler; a stream has an end and no sampler (None)."""
     if not parts.iterable:
-        endless = EndlessBatches(epoch_batches(parts, settings))
+        own = parts.batch_sampler is not None
+        endless = EndlessBatches(epoch_batches(parts, settings), own_sampler=own)
         return build_over(parts, settings, endless), endless
     parts = _travelling(parts, settings)
     kwargs = _common(parts, settings)
@@ -298,9 +302,12 @@ def build_endless(
 
 
 def epoch_batches(parts: LoaderParts, settings: LoaderSettings) -> Iterable[Any]:
-    """What an epoch asks of a dataset that is no stream: lists of indices; one where it makes the batches."""
+    """What an epoch asks of a dataset that is no stream: lists of indices; one where it makes the batches.
+
+    What the user's own batch sampler gives may be of another kind, and stays so.
+    """
     if parts.batch_sampler is not None:
-        return parts.batch_sampler
+        return own_batches.LastingBatches(parts.batch_sampler)
     sampler = parts.sampler if parts.sampler is not None else _sampler(parts)
     if settings.batch_size is None:
         return sampler

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 from autotune.codec import decode, encode
 from autotune.errors import DatasetError, DatasetTooSmallError
 from autotune.measure import flags
-from autotune.measure.feed import HeldFeed, LoaderFeed
+from autotune.measure.edge import epoch_tail
+from autotune.measure.feed import HeldFeed, LoaderFeed, TailFeed
 from autotune.measure.loaders import LoaderParts, parts_of
 from autotune.measure.probe import machine_facts
 from autotune.measure.session import Session
@@ -100,6 +101,85 @@ def test_batches_of_the_users_own_are_counted(started: Any) -> None:
     ready = [(torch.zeros(5, 2), torch.zeros(5)), (torch.zeros(3, 2), torch.zeros(3))]
     feed = started(parts_from(DataLoader(ready, batch_size=None)))
     assert [feed.next()[1] for _ in range(3)] == [5, 3, 5]
+
+
+class Asked(w.Rows):
+    """Keeps what was asked for: sample by sample, or whole batches where it takes them."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.asked: list[Any] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+class AskedWhole(Asked):
+    """Takes a batch at once."""
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        self.asked.append(indices)
+        return [self.x[index] for index in indices]
+
+
+class OneUse:
+    """Batches that can be gone through once each."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (iter([first, first + 1, first + 2]) for first in (0, 3, 6))
+
+
+OWN_BATCHES: dict[str, tuple[Any, list[int]]] = {
+    "tensors": (torch.randperm(16).split(6), [6, 6, 4]),
+    "arrays": (np.array_split(np.arange(16), 3), [6, 5, 5]),
+    "ranges": ([range(5), range(5, 16)], [5, 11]),
+    "dictionaries": ([{3: "a", 4: "b"}, {5: "c"}], [2, 1]),
+    "iterators": (OneUse(), [3, 3, 3]),
+    "tuples": ([(1, 2), (3,)], [2, 1]),
+}
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("name", OWN_BATCHES)
+def test_own_batches_of_any_kind_are_counted_by_their_items(started: Any, name: str, number: int) -> None:
+    """One by one and across the end of an epoch, with workers as without."""
+    batches, sizes = OWN_BATCHES[name]
+    parts = parts_from(DataLoader(w.Rows(16), batch_sampler=batches))
+    settings = LoaderSettings(batch_size=None, num_workers=number, prefetch_factor=2 if number else None)
+    feed = started(parts, settings)
+    found = [feed.next() for _ in range(len(sizes) + 1)]
+    assert [count for _, count in found] == [len(x) for (x, _), _ in found] == [*sizes, sizes[0]]
+    tail = TailFeed(parts, settings, epoch_tail(parts, settings))
+    for _ in range(2):
+        assert [len(x) for x, _ in tail.epoch()] == sizes[-3:]
+    tail.close()
+
+
+@pytest.mark.parametrize("kind", [Asked, AskedWhole])
+@pytest.mark.parametrize("name", [name for name in OWN_BATCHES if name != "iterators"])
+def test_a_dataset_is_asked_as_torch_asks_it(started: Any, kind: Any, name: str) -> None:
+    """For the very elements of the user's batches, or for those batches themselves."""
+    batches, _ = OWN_BATCHES[name]
+    ours, torchs = kind(), kind()
+    feed = started(parts_from(DataLoader(ours, batch_sampler=batches)))
+    for _ in DataLoader(torchs, batch_sampler=batches):
+        feed.next()
+    assert [(type(index), str(index)) for index in ours.asked] == [
+        (type(index), str(index)) for index in torchs.asked
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_sample_in_own_batches_of_arrays_is_named(number: int) -> None:
+    """As in any other batch."""
+    loader = DataLoader(w.RaisesAt(9), batch_sampler=np.array_split(np.arange(16), 3))
+    workload = Workload(w.Net(), loader, optimizer=w.sgd)
+    session = Session(workload, parts_of(workload), flags.read_user_flags(), machine_facts)
+    settings = Settings().replace(num_workers=number, prefetch_factor=2 if number else None)
+    failure = session.run(TrialSpec(settings=settings, stage="loader", mode="loader", window_s=0.1))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.sample_index) == ("user_error", 9)
 
 
 def test_a_stream_that_ends_starts_anew(started: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.utils.data import (
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 from autotune.errors import DatasetError, DatasetTooSmallError, EmptyDatasetError, UsageError
+from autotune.measure import own_batches
 from autotune.measure.loaders import (
     LoaderParts,
     build_endless,
@@ -79,6 +81,53 @@ class ByLength(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return 3
+
+
+class BatchesWithoutEnd(Sampler[list[int]]):
+    """Of 3 and 5 samples in turn; whether or not there is a length."""
+
+    def __init__(self, length: int | None) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.cycle([[0, 1, 2], [3, 4, 5, 6, 7]])
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("no length")
+        return self.length
+
+
+class Slow(Sampler[list[int]]):
+    """Batches that are read from somewhere."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(100):
+            time.sleep(0.3)
+            yield [number % 20]
+
+    def __len__(self) -> int:
+        return 100
+
+
+class Raises(Sampler[list[int]]):
+    """Batches of which the second cannot be made."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield [0]
+        raise ValueError("no second one")
+
+
+class ByChance(Sampler[list[int]]):
+    """Batches of as many samples as chance says, from torch's own generator; counts what it gave."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for size in torch.randint(1, 9, (10,)).tolist():
+            self.given += 1
+            yield list(range(size))
 
 
 class FromHelper(w.Stream):
@@ -570,16 +619,56 @@ def test_batch_samplers_are_copied_too() -> None:
         (Numbers(7), 7),
         (DataLoader(Numbers(7), sampler=WeightedRandomSampler([1.0] * 7, 3)), 3),
         (DataLoader(Numbers(7), sampler=Backwards(7)), None),
-        (DataLoader(Numbers(7), batch_sampler=ByLength()), 7),
+        (DataLoader(Numbers(8), batch_sampler=ByLength()), 8),
+        (DataLoader(Numbers(20), batch_sampler=ByLength()), 8),
+        (DataLoader(Numbers(20), batch_sampler=[[1, 2, 3], [3, 4], [5]]), 6),
+        (DataLoader(Numbers(20), batch_sampler=torch.randperm(10).split(4)), 10),
+        (DataLoader(Numbers(20), batch_sampler=np.array_split(np.arange(10), 3)), 10),
+        (DataLoader(Numbers(20), batch_sampler=BatchesWithoutEnd(10_000)), 40_000),
+        (DataLoader(Numbers(20), batch_sampler=BatchesWithoutEnd(None)), None),
+        (DataLoader(Numbers(20), batch_sampler=Slow()), None),
+        (DataLoader(Numbers(20), batch_sampler=Raises()), None),
         (DataLoader(Numbers(7), batch_size=None), None),
         (w.Stream(7), None),
         (NoLength(), None),
     ],
-    ids=["dataset", "sampler", "sampler without length", "own batches", "made batches", "stream", "unknown"],
+    ids=[
+        "dataset",
+        "sampler",
+        "sampler without length",
+        "own batches",
+        "own batches of a part",
+        "a list of batches",
+        "tensors",
+        "arrays",
+        "a long epoch",
+        "no end",
+        "slow batches",
+        "batches that raise",
+        "made batches",
+        "stream",
+        "unknown",
+    ],
 )
-def test_the_samples_of_an_epoch(dataset: Any, samples: int | None) -> None:
+def test_the_samples_of_an_epoch(monkeypatch: Any, dataset: Any, samples: int | None) -> None:
     """As many as the sampler draws; unknown rather than wrong."""
+    monkeypatch.setattr(own_batches, "_LOOKED_THROUGH", 300)
+    monkeypatch.setattr(own_batches, "_AT_MOST_S", 1.0)
     assert parts_from(dataset).samples() == samples
+
+
+def test_counting_an_epochs_batches_leaves_no_trace() -> None:
+    """Neither on the user's sampler nor on the random state; chance gives the next run the same number."""
+    sampler = ByChance()
+    parts = parts_from(DataLoader(Numbers(), batch_sampler=sampler))
+    before = torch.get_rng_state()
+    counted = parts.samples()
+    assert counted is not None
+    assert 10 <= counted <= 80
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert parts.samples() == counted
+    assert sampler.given == 0
 
 
 @pytest.mark.parametrize(("drop_last", "samples"), [(False, 23), (True, 20)])

@@ -115,6 +115,15 @@ def test_samples_that_no_epoch_trains_on_are_counted_apart(
         assert (facts.dataset_samples, facts.dropped_samples) == (trained, dropped)
 
 
+def test_own_batches_of_a_part_of_the_dataset_are_an_epoch() -> None:
+    """A shard of 128 of 512 rows, in tensors: its batches hold 32, and an epoch is 128."""
+    shard = torch.randperm(512)[:128].split(32)
+    facts = described(
+        Workload(w.Net(), DataLoader(w.Rows(512), batch_sampler=shard), optimizer=w.sgd)
+    ).workload
+    assert (facts.batch_samples, facts.dataset_samples) == (32, 128)
+
+
 def test_parts_in_evaluation_stay_there() -> None:
     """A frozen backbone keeps its flag in every trial; a model validated last is trained all the same."""
     model = w.Net()
