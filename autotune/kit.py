@@ -240,8 +240,9 @@ def make_kit(  # noqa: PLR0913  # each option is the user's
     models = build_models(model)
     where = choose_device(device, list(models.values()))
     settings = _that_run_here(settings, where)
-    for one in models.values():
-        one.to(where)
+    for one in (*models.values(), loss):
+        if isinstance(one, nn.Module):  # a loss may have weights of its own
+            one.to(where)
     if large_batch:
         offer, recipe = large_batch_recipe(recipe)
         settings = settings.replace(fused_optimizer=False)  # torch's fused step is the other optimizer's

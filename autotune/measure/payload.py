@@ -1,4 +1,4 @@
-"""A workload on its way to another process: by reference, or pickled with device tensors as CPU copies."""
+"""A workload on its way to another process: by reference, or pickled with copies of its device tensors."""
 
 from __future__ import annotations
 
@@ -38,19 +38,32 @@ class Payload:
 
 
 class _HostPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Pickles tensors on any device as CPU copies: the parent's device memory stays the parent's."""
+    """Pickles device tensors as CPU copies that go back there: the parent's memory stays the parent's."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
-            copied = obj.detach().to("cpu")
-            if isinstance(obj, torch.nn.Parameter):
-                return torch.nn.Parameter, (copied, obj.requires_grad)
-            return _tensor, (copied, obj.requires_grad)
+            made = _parameter if isinstance(obj, torch.nn.Parameter) else _tensor
+            return made, (obj.detach().to("cpu"), obj.requires_grad, str(obj.device))
         return super().reducer_override(obj)
 
 
-def _tensor(copied: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    return copied.requires_grad_(requires_grad)
+def _tensor(copied: torch.Tensor, requires_grad: bool, device: str) -> torch.Tensor:
+    return _placed(copied, device).requires_grad_(requires_grad)
+
+
+def _parameter(copied: torch.Tensor, requires_grad: bool, device: str) -> torch.nn.Parameter:
+    return torch.nn.Parameter(_placed(copied, device), requires_grad)
+
+
+def _placed(copied: torch.Tensor, device: str) -> torch.Tensor:
+    """On the device that it came from: a step, a loss or a dataset may count on it. Here where there is none.
+
+    This opens the device in the process that unpickles: the bench, never the server that it is forked from.
+    """
+    wanted, here = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    if here is None or here.type != wanted.type or (wanted.index or 0) >= torch.accelerator.device_count():
+        return copied
+    return copied.to(wanted)
 
 
 def pickle_workload(workload: Workload) -> Payload:
@@ -88,7 +101,7 @@ _TRAVELS_AS_PARTS = ("in parts",)
 
 
 def _own_device(model: Any) -> str | None:
-    """Where a live model is: it travels as a CPU copy, and must go back to the same device."""
+    """Where a live model is: a trial is to run on the same device."""
     modules = [model] if isinstance(model, torch.nn.Module) else []
     if isinstance(model, dict):
         modules = [m for m in model.values() if isinstance(m, torch.nn.Module)]

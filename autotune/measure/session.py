@@ -90,8 +90,9 @@ class Session:
         self._check_trainable()
         self._modes = self._training_modes()
         self.channels_last = all(is_channels_last(model) for model in self.models.values())
-        for model in self.models.values():
-            model.to(self.device)
+        for module in (*self.models.values(), workload.loss):
+            if isinstance(module, nn.Module):  # a loss may have weights of its own
+                module.to(self.device)
         self._frozen_optimizer = optimizers.freeze_optimizer(workload.optimizer)
         self._initial = self._snapshot()
         self._buffers = models.buffer_places(self.models.values())

@@ -237,6 +237,7 @@ def _facts(
         sharded=parts is None or sharding.shards_itself(parts),
         batch_size_fixed=_batch_size_fixed(session),
         persistent_fixed=_persistent_fixed(parts),
+        workers_fixed=_workers_fixed(held),
         optimizer_class="+".join(type(o).__name__ for o in built) if given else None,
         optimizer_family=optimizers.family(built[0]) if given and len(built) == 1 else "other",
         fused_available=given and optimizers.fused_available(built, session.device.type),
@@ -286,4 +287,11 @@ def _batch_size_fixed(session: Session) -> str:
 def _persistent_fixed(parts: loaders.LoaderParts | None) -> str:
     if parts is not None and hasattr(parts.dataset, "set_epoch"):
         return "the dataset has set_epoch(), which persistent workers would not see"
+    return ""
+
+
+def _workers_fixed(held: Any) -> str:
+    for tensor in batches.tensors(held):
+        if tensor.device.type not in ("cpu", "meta"):
+            return f"the dataset's tensors are on {tensor.device} already"
     return ""
