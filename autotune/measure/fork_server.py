@@ -20,6 +20,7 @@ from typing import Any
 def main() -> None:
     """Serve fork requests on the file descriptor given as first argument until it closes."""
     connection = Connection(int(sys.argv[1]))
+    del sys.argv[1:]  # code of the user's that is run here may parse its arguments: none are meant for it
     children: set[int] = set()
     payload: Any = None
     for name in connection.recv():

@@ -140,3 +140,13 @@ def test_what_it_takes_to_make_the_workload_counts_as_setting_up(tmp_path: Path)
     )
     with ProcessRunner(target_payload(f"{tmp_path / 'laborious.py'}:make")) as runner:
         assert runner.describe().workload.setup_s >= 1.0
+
+
+def test_the_users_code_sees_no_arguments(tmp_path: Path) -> None:
+    """A factory that parses its command line, with defaults for all, runs as in a script without arguments."""
+    (tmp_path / "parses.py").write_text(
+        "import argparse\nimport workloads as w\n"
+        "def make():\n    argparse.ArgumentParser().parse_args()\n    return w.make()\n"
+    )
+    with ProcessRunner(target_payload(f"{tmp_path / 'parses.py'}:make")) as runner:
+        assert runner.describe().name == "rows"
