@@ -139,7 +139,6 @@ class ForkLauncher:
             stdout=self._log.file,
             stderr=self._log.file,
             start_new_session=True,  # a Ctrl-C at the terminal is for the parent, which ends this in order
-            env=_environment(),
         )
         theirs.close()
         self._connection = Connection(ours.detach())
@@ -212,7 +211,6 @@ class SpawnLauncher:
                 stdout=self._log.file,
                 stderr=self._log.file,
                 start_new_session=True,
-                env=_environment(),
             )
             assert process.stdin is not None, "it is a pipe"
             process.stdin.write(f"{listener.address}\n{key.hex()}\n".encode())
@@ -267,20 +265,26 @@ def _no_start(log: _Log, error: Exception | None) -> EnvironmentFault:
     )
 
 
+_START = """
+import importlib.util, sys
+sys.path[:] = filter(None, sys.path)
+spec = importlib.util.spec_from_file_location("autotune", {init!r})
+sys.modules["autotune"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["autotune"])
+from autotune.measure.{module} import main
+main()
+"""
+
+
 def _python(module: str) -> list[str]:
-    """An interpreter that runs a module of this package.
+    """An interpreter that runs a module of this very package, wherever the parent found it.
 
-    Not by `-m`, which looks into the current directory first: a user's own `autotune.py` is none of ours.
+    Not by `-m`, which looks into the current directory first: a user's own `autotune.py` is none of ours. Nor
+    by PYTHONPATH: it would put all that is installed beside this package before the standard library, old
+    backports of parts of it among that, and be handed on to whatever the user's code starts.
     """
-    elsewhere = "import sys; sys.path[:] = filter(None, sys.path)"
-    return [sys.executable, "-c", f"{elsewhere}; from autotune.measure.{module} import main; main()"]
-
-
-def _environment() -> dict[str, str]:
-    """The parent's environment; the children find this package wherever the parent found it."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    init = str(Path(__file__).absolute().parents[1] / "__init__.py")
+    return [sys.executable, "-c", _START.format(init=init, module=module)]
 
 
 def default_launcher(payload: Payload, log: Path | None = None) -> Launcher:

@@ -8,6 +8,7 @@ import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -97,6 +98,7 @@ def pickle_workload(workload: Workload) -> Payload:
     )
 
 
+_ROOT = str(Path(__file__).absolute().parents[2])
 _TRAVELS_AS_PARTS = ("in parts",)
 
 
@@ -181,9 +183,9 @@ def enter(payload: Payload) -> None:
     """Make this process look like the user's: paths, working directory, torch's switches."""
     import multiprocessing
 
-    for path in reversed(payload.sys_path):
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    sys.path[:] = [*payload.sys_path, *(path for path in sys.path if path not in payload.sys_path)]
+    if _ROOT not in sys.path:  # workers that are spawned look for this package too
+        sys.path.append(_ROOT)
     if payload.cwd:
         os.chdir(payload.cwd)
     if payload.start_method is not None:

@@ -143,7 +143,7 @@ def test_what_it_takes_to_make_the_workload_counts_as_setting_up(tmp_path: Path)
 
 
 def test_the_users_code_sees_no_arguments(tmp_path: Path) -> None:
-    """A factory that parses its command line, with defaults for all, runs as in a script without arguments."""
+    """A factory that parses its command line, all with defaults, runs as in a script without any."""
     (tmp_path / "parses.py").write_text(
         "import argparse\nimport workloads as w\n"
         "def make():\n    argparse.ArgumentParser().parse_args()\n    return w.make()\n"

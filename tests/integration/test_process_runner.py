@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import torch
 import workloads as w
 
+import autotune
 from autotune.errors import AutotuneError, EnvironmentFault
 from autotune.measure.launcher import ForkLauncher, SpawnLauncher
 from autotune.measure.payload import pickle_workload, target_payload
@@ -190,6 +192,47 @@ def test_a_users_own_autotune_module_is_none_of_ours(
     monkeypatch.chdir(tmp_path)
     with ProcessRunner(payload, launcher(payload)) as runner:
         assert isinstance(runner.run(spec(runner.describe().yours)), Measurement)
+
+
+BESIDE = """
+import dataclasses, os, sys
+site = sys.argv[1]
+sys.path.insert(0, site)
+import autotune
+sys.path.remove(site)
+sys.path.append(site)
+from autotune.measure.launcher import ForkLauncher, SpawnLauncher
+from autotune.measure.payload import target_payload
+from autotune.measure.process_runner import ProcessRunner
+assert autotune.__file__.startswith(site), autotune.__file__
+sent = target_payload(f"{site}/factory.py:make")
+with ProcessRunner(sent, globals()[sys.argv[2]](sent)) as runner:
+    print(runner.describe().name)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["ForkLauncher", "SpawnLauncher"])
+def test_what_is_installed_beside_this_package_comes_after_the_standard_library(
+    launcher: str, tmp_path: Path
+) -> None:
+    """A stray backport there harms no bench, and no process that the user's code starts hears of it."""
+    shutil.copytree(Path(autotune.__file__).parent, tmp_path / "autotune")
+    shutil.copy(w.__file__, tmp_path / "workloads.py")
+    (tmp_path / "dataclasses.py").write_text("raise ImportError('a backport for Python 3.6')")
+    (tmp_path / "factory.py").write_text(
+        "import os, sys, autotune, workloads\n"
+        "def make():\n"
+        "    assert 'PYTHONPATH' not in os.environ\n"
+        "    return workloads.make().with_(name=os.path.dirname(os.path.dirname(autotune.__file__)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE, str(tmp_path), launcher],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str(tmp_path), done.stderr
 
 
 def test_a_target_is_brought_up_in_the_bench_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
