@@ -74,6 +74,37 @@ def copied(batch: Any) -> Any:
     return None if batch is None else map_tensors(batch, torch.Tensor.clone)
 
 
+class Held:
+    """One batch for many steps, as it was loaded in each of them.
+
+    The first step gets a copy. Where it changes that in place, so does every other step, and each gets one of
+    its own; else all others have the batch itself, as a copy that nobody needs would be timed with the step.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = copied(batch)
+        self.copies = True
+        """Whether `fresh` gives copies."""
+        self._seen = False
+
+    def fresh(self) -> Any:
+        """The batch for one step."""
+        return copied(self._batch) if self.copies else self._batch
+
+    def stepped(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """What `step` returns for the batch, which `fresh` gave and which is on the device by now."""
+        before = None if self._seen else _versions(batch)
+        returned = step(batch)
+        if not self._seen:
+            self.copies, self._seen = _versions(batch) != before, True
+        return returned
+
+
+def _versions(batch: Any) -> list[int]:
+    """How often each tensor was changed in place; one made in inference mode does not count that."""
+    return [tensor._version for tensor in tensors(batch) if not tensor.is_inference()]
+
+
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor in `value`, in order; those that objects with a `.to()` hold as attributes too."""
     for found in _found(value, set()):

@@ -210,21 +210,29 @@ def _described(parts: LoaderParts, settings: LoaderSettings) -> str:
 
 
 class HeldFeed:
-    """The same batch again and again: the compute side alone, and loops that have no loader."""
+    """The same batch again and again: the compute side alone, and loops that have no loader.
+
+    Args:
+        batch: on the device.
+        samples: in it.
+        copies: whether a step changes its batch, so that each gets a copy. That is timed as a wait: a copy
+            for each step of a block, made before it, would fill the device's memory.
+    """
 
     first_batch_s = 0.0
     in_flight = 0
     epochs = 0
     place = ""
 
-    def __init__(self, batch: Any, samples: int) -> None:
+    def __init__(self, batch: Any, samples: int, *, copies: bool = False) -> None:
         self._batch = batch
+        self._copies = copies
         self._samples = samples
         self.restarts_s: list[float] = []
 
     def next(self) -> tuple[Any, int]:
         """The batch and its number of samples."""
-        return self._batch, self._samples
+        return batches.copied(self._batch) if self._copies else self._batch, self._samples
 
     def failing_indices(self) -> list[Any]:
         """Nothing is fetched."""

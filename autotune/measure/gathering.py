@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autotune.errors import UsageError
+from autotune.measure import batches
 from autotune.measure.device import DeviceClock
 from autotune.measure.stepkit import StepKit
 from autotune.measure.timing import WarmUp, warm_up
@@ -50,18 +51,23 @@ def batches_in_step(workload: Workload, own: int | None, settings: Settings) -> 
 
 
 def warm_up_whole(
-    kit: StepKit, batch: Any, clock: DeviceClock, gather: int, *, deadline: float, least_s: float
+    kit: StepKit, held: batches.Held, clock: DeviceClock, gather: int, *, deadline: float, least_s: float
 ) -> WarmUp:
     """`timing.warm_up` by whole steps of the optimizer, told in batches.
 
     The optimizer's first step makes its buffers, so that a warm-up must not end before it.
     """
 
-    def step(one: Any) -> torch.Tensor | None:
-        losses = [kit.step(one) for _ in range(gather)]
+    def one() -> torch.Tensor | None:
+        batch = held.fresh()
+        # On the device, where a step that changes its batch would: on the host it may have one of its own.
+        return held.stepped(kit.step, batch if batch is None else kit.to_device(batch))
+
+    def step(_: Any) -> torch.Tensor | None:
+        losses = [one() for _ in range(gather)]
         return losses[-1]
 
-    found = warm_up(step, batch, clock, deadline=deadline, least_s=least_s)
+    found = warm_up(step, None, clock, deadline=deadline, least_s=least_s)
     return replace(found, steps=gather * found.steps, step_s=found.step_s / gather)
 
 

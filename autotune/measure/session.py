@@ -157,6 +157,7 @@ class Session:
             return None
         if self._plan is None:
             batch, _ = self.held_batch(self._own_batch_size())
+            batch = batches.copied(batch)  # the model may change it in place
             on_device = batches.to_device(batch, self.device) if batch is not None else None
             self._plan = losses.plan_loss(
                 self.main_model, on_device, loss=self.workload.loss, step=self.workload.step
@@ -307,8 +308,8 @@ class Session:
             return self._measure_loader(spec, started)
         gather = gathering.batches_in_step(self.workload, self._own_batch_size(), spec.settings)
         kit = self.make_kit(spec.settings, gather=gather)
-        held, samples = self.held_batch(spec.settings.loader.batch_size)
-        held = batches.copied(held)  # trial after trial a step may change it in place
+        batch, samples = self.held_batch(spec.settings.loader.batch_size)
+        held = batches.Held(batch)
         # On a CPU the clock rises within milliseconds, and nothing has to be waited for.
         least_s = spec.least_warm_s if self.device.type != "cpu" else 0.0
         compiled = compiling.compilations()
@@ -317,8 +318,8 @@ class Session:
         if spec.mode == "full" and self.parts is not None:
             feed = self.open_feed(self.parts, spec.settings.loader)
         else:
-            resident = kit.to_device(held) if held is not None else None
-            self._feed = feed = HeldFeed(resident, samples)
+            resident = kit.to_device(held.fresh()) if batch is not None else None
+            self._feed = feed = HeldFeed(resident, samples, copies=held.copies)
         workers = spec.settings.loader.num_workers if spec.mode == "full" else 0
         workers = gathering.whole_steps(workers, gather)
         timer = timing.BlockTimer(kit.step, feed, self.clock, workers, deadline)

@@ -86,7 +86,6 @@ def survey(session: Session) -> Survey:
     parts = session.parts
     own_size = None if parts is None else parts.settings.batch_size
     held, samples = session.held_batch(own_size)
-    held = batches.copied(held)
     plan = session.loss_plan()
     yours = _yours(session)
     with flags.preserved():
@@ -117,9 +116,10 @@ def _run_steps(
     if plan is not None:
         _probe_loss(kit, held, plan)
     for number in range(_SURVEY_STEPS):
+        batch = batches.copied(held)  # a step may change it in place
         started = time.perf_counter()
         try:
-            loss = kit.step(held)
+            loss = kit.step(batch)
         except (AutotuneError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the user's own step
@@ -140,7 +140,7 @@ def _run_steps(
 
 
 def _probe_loss(kit: StepKit, held: Any, plan: losses.LossPlan) -> None:
-    batch = kit.to_device(held) if held is not None else None
+    batch = kit.to_device(batches.copied(held)) if held is not None else None
     try:
         loss = plan.loss_of(kit.model, batch)
     except (AutotuneError, torch.OutOfMemoryError):
