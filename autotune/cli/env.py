@@ -21,7 +21,7 @@ def env(as_json: bool) -> None:
     from autotune.report.environment import environment_text
 
     versions = {"autotune": __version__, "optuna": version("optuna")}
-    facts = machine_facts()
+    facts = machine_facts(free_memory=True)
     if as_json:
         write_answer(json.dumps({"versions": versions, "machine": encode(facts)}, indent=2))
     else:

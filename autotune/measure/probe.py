@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -15,17 +16,19 @@ from autotune.measure import host_memory, limits, toolchain
 from autotune.measure.nvml import NvmlGpu, visible_gpus
 
 
-def machine_facts(*, initialise_cuda: bool = True) -> MachineFacts:
+def machine_facts(*, initialise_cuda: bool = True, free_memory: bool = False) -> MachineFacts:
     """What bounds a run on this machine.
 
     Args:
         initialise_cuda: whether torch may open the CUDA driver in this process, which costs time and device
             memory and makes forked children unable to use CUDA. Without it GPUs are read from the driver's
             management library alone, and there are none where nvidia-ml-py is not installed.
+        free_memory: whether torch is asked for what is free on each GPU of which that library does not tell.
+            It opens a context on each, which holds hundreds of MiB there for the life of this process.
     """
     import torch
 
-    gpus = _gpus(torch, initialise_cuda=initialise_cuda)
+    gpus = _gpus(torch, initialise_cuda=initialise_cuda, free_memory=free_memory)
     memory, limit = psutil.virtual_memory(), limits.memory_limit()
     nofile_soft, nofile_hard = limits.open_file_limits()
     return MachineFacts(
@@ -106,30 +109,39 @@ def _cudnn_version(torch: Any) -> int | None:
         return None
 
 
-def _gpus(torch: Any, *, initialise_cuda: bool) -> tuple[GpuFacts, ...]:
+def _gpus(torch: Any, *, initialise_cuda: bool, free_memory: bool = False) -> tuple[GpuFacts, ...]:
     # The driver's library first: once torch has a context of its own, less memory is free.
     known = visible_gpus(_own_pids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    from_driver = tuple(_from_nvml(index, gpu) for index, gpu in enumerate(known))
     if not initialise_cuda:
-        return tuple(_from_nvml(index, gpu) for index, gpu in enumerate(known))
+        return from_driver
     try:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return tuple(_from_torch(torch, index, known) for index in range(count))
-    except RuntimeError:  # a driver that counts its devices but cannot open them
-        return tuple(_from_nvml(index, gpu) for index, gpu in enumerate(known))
+    except RuntimeError:
+        return from_driver
+    found = []
+    for index in range(count):
+        with contextlib.suppress(RuntimeError):  # one that cannot be used says nothing of the others
+            found.append(_from_torch(torch, index, known, free_memory=free_memory))
+    # A driver that counts its devices but can open none.
+    return tuple(found) if found or not count else from_driver
 
 
-def _from_torch(torch: Any, index: int, known: tuple[NvmlGpu, ...]) -> GpuFacts:
+def _from_torch(torch: Any, index: int, known: tuple[NvmlGpu, ...], *, free_memory: bool) -> GpuFacts:
     found = torch.cuda.get_device_properties(index)
     rocm = torch.version.hip is not None
     # By UUID: CUDA numbers devices by speed, the driver's library by bus address.
     uuid = str(getattr(found, "uuid", ""))
     nvml = next((gpu for gpu in known if uuid and gpu.uuid.removeprefix("GPU-") == uuid), None)
     free_bytes = nvml.free_bytes if nvml is not None else None
+    if free_bytes is None and free_memory:
+        with contextlib.suppress(RuntimeError):
+            free_bytes = torch.cuda.mem_get_info(index)[0]
     return GpuFacts(
         index=index,
         name=found.name,
         memory_bytes=found.total_memory,
-        free_bytes=free_bytes if free_bytes is not None else torch.cuda.mem_get_info(index)[0],
+        free_bytes=free_bytes,
         driver=nvml.driver if nvml is not None else "",
         capability=() if rocm else (found.major, found.minor),
         native_bf16=rocm or found.major >= 8,

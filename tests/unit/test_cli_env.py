@@ -150,7 +150,7 @@ def test_the_page_is_never_overrun(
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine above instead of this one."""
-    monkeypatch.setattr(probe, "machine_facts", lambda: BOX)
+    monkeypatch.setattr(probe, "machine_facts", lambda *, free_memory: BOX)
 
 
 @pytest.mark.usefixtures("box")

@@ -250,7 +250,7 @@ def fake_torch(driver_uuid: str, *, hip: str | None = None, fail: Callable[[], A
 
 def test_torch_and_the_driver_are_joined_by_uuid(driver: FakeNvml) -> None:
     """CUDA and the driver may number the same GPUs differently."""
-    (gpu,) = probe._gpus(fake_torch("bb22"), initialise_cuda=True)
+    (gpu,) = probe._gpus(fake_torch("bb22"), initialise_cuda=True, free_memory=True)
     assert (gpu.name, gpu.memory_bytes, gpu.capability) == ("NVIDIA H100 80GB", 79 * GIB, (9, 0))
     assert (gpu.driver, gpu.power_limit_w) == ("570.1", None)
     assert gpu.free_bytes == 60 * GIB
@@ -267,3 +267,47 @@ def test_a_driver_that_torch_cannot_open(driver: FakeNvml) -> None:
     """A broken CUDA still leaves what the driver's library says."""
     names = [gpu.name for gpu in probe._gpus(fake_torch("aa11", fail=refuse), initialise_cuda=True)]
     assert names == ["NVIDIA H100", "NVIDIA GB10"]
+
+
+def neighbours(driver_uuids: list[str], unusable: int) -> tuple[Any, list[int]]:
+    """As much of torch, with a GPU for each UUID of which one refuses; and on which a context was opened."""
+    fake, opened = fake_torch("", fail=lambda: len(driver_uuids)), []
+    alike = vars(fake.cuda.get_device_properties(0))
+
+    def properties(index: int) -> Any:
+        return SimpleNamespace(**{**alike, "uuid": driver_uuids[index]})
+
+    def free(index: int) -> tuple[int, int]:
+        opened.append(index)
+        if index == unusable:
+            raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+        return 60 * GIB, 79 * GIB
+
+    fake.cuda.get_device_properties, fake.cuda.mem_get_info = properties, free
+    return fake, opened
+
+
+@pytest.mark.usefixtures("no_library")
+def test_no_context_is_opened_on_a_gpu_unless_its_free_memory_is_asked_for() -> None:
+    """Under DDP each process would keep one on all GPUs, and hold memory there."""
+    torch_, opened = neighbours(["aa11", "bb22"], unusable=1)
+    assert [gpu.free_bytes for gpu in probe._gpus(torch_, initialise_cuda=True)] == [None, None]
+    assert opened == []
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_gpu_that_cannot_be_used_takes_nothing_from_the_others() -> None:
+    """Neither one whose memory cannot be asked for, nor one that cannot be described."""
+    torch_, opened = neighbours(["aa11", "bb22", "cc33"], unusable=1)
+    found = probe._gpus(torch_, initialise_cuda=True, free_memory=True)
+    assert [(gpu.index, gpu.free_bytes) for gpu in found] == [(0, 60 * GIB), (1, None), (2, 60 * GIB)]
+    assert opened == [0, 1, 2]
+    described = torch_.cuda.get_device_properties
+    torch_.cuda.get_device_properties = lambda index: refuse() if index == 1 else described(index)
+    assert [gpu.index for gpu in probe._gpus(torch_, initialise_cuda=True)] == [0, 2]
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without nvidia-ml-py."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
