@@ -94,28 +94,34 @@ class _Log:
             descriptor, name = tempfile.mkstemp(prefix="autotune-", suffix=".log")
             os.close(descriptor)
             path = Path(name)
-        self.path = path
+        self._path = path
         self.file = path.open("ab")
+        self._read = path.open("rb", buffering=0)
+        if self._temporary and os.name == "posix":  # at once: a process that is ended cleans nothing up
+            self._remove()
         self._marked = 0
 
     def mark(self) -> None:
         with contextlib.suppress(OSError):
-            self._marked = self.path.stat().st_size
+            self._marked = os.fstat(self._read.fileno()).st_size
 
     def tail(self, characters: int = 4000) -> str:
         try:
-            with self.path.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(self._marked, file.tell() - characters))
-                return file.read().decode(errors="replace")
+            size = os.fstat(self._read.fileno()).st_size
+            self._read.seek(max(self._marked, size - characters))
+            return self._read.read().decode(errors="replace")
         except OSError:
             return ""
 
     def close(self) -> None:
         self.file.close()
+        self._read.close()
         if self._temporary:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 class ForkLauncher:

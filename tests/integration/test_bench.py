@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_last_words_are_those_of_this_trial(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write("Segmentation fault\n")
     assert launcher.log_tail() == "Segmentation fault\n"
+    launcher.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file has to keep its name there")
+def test_the_log_of_a_run_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the process is ended with a signal, and cleans nothing up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    launcher = ForkLauncher(pickle_workload(Workload(w.Net(), w.Rows())))
+    assert list(tmp_path.iterdir()) == []
+    subprocess.run([sys.executable, "-c", "print('first')"], stdout=launcher._log.file, check=True)
+    launcher.mark_log()
+    subprocess.run([sys.executable, "-c", "print('second')"], stdout=launcher._log.file, check=True)
+    assert launcher.log_tail() == "second\n"
     launcher.close()
 
 
