@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -125,7 +126,11 @@ def find_best(
     workload, target = _workload(model, dataset, fields, in_process=runner == "in_process")
     called = name or (workload.name or _model_name(workload.model) if workload else _target_name(target))
     own_runner = isinstance(runner, str)
-    chosen: Runner = runner if not isinstance(runner, str) else make_runner(workload, runner, target, fields)
+    chosen: Runner = (
+        runner
+        if not isinstance(runner, str)
+        else make_runner(workload, runner, target, fields, parse_duration_s(budget))
+    )
     try:
         return tune_with(
             chosen,
@@ -197,8 +202,10 @@ def _target_name(target: str) -> str:
     return Path(target.rpartition(":")[0]).name.removesuffix(".py").rpartition(".")[2]
 
 
-def make_runner(workload: Workload | None, name: str, target: str, fields: dict[str, Any]) -> Runner:
-    """The Runner of that name, for live objects or for a target.
+def make_runner(
+    workload: Workload | None, name: str, target: str, fields: dict[str, Any], budget_s: float = math.inf
+) -> Runner:
+    """The Runner of that name, for live objects or for a target, in a run of so many wall seconds.
 
     Raises:
         NotPicklableError: when live objects cannot be sent to another process.
@@ -214,9 +221,9 @@ def make_runner(workload: Workload | None, name: str, target: str, fields: dict[
         from autotune.measure.target import parse_target
 
         if workload is not None:
-            return ProcessRunner(pickle_workload(workload))
+            return ProcessRunner(pickle_workload(workload), budget_s=budget_s)
         parse_target(target)
-        return ProcessRunner(target_payload(target, **_given(fields)))
+        return ProcessRunner(target_payload(target, **_given(fields)), budget_s=budget_s)
     raise UsageError(f"`{name}` is no runner", fix='use runner="process" or runner="in_process"')
 
 

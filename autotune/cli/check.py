@@ -69,7 +69,7 @@ def check(
         story(version=__version__, quiet=talk.quiet, verbose=talk.verbose, color=talk.color) as listener,
     ):
         fields = {"device": device, "batch_size": batch_size, "keep_effective": kept_step(saved)}
-        runner = make_runner(None, "process", target, fields)
+        runner = make_runner(None, "process", target, fields, budget)
         try:
             checked = checked_with(runner, saved, listener, budget_s=budget)
         finally:

@@ -23,7 +23,9 @@ from autotune.settings import Settings
 from autotune.space.rules import needs_own_process
 from autotune.trial import Failure, FailureKind, Measurement, TrialSpec
 
-DESCRIBE_TIMEOUT_S = 600.0
+_DESCRIBE_S = (60.0, 600.0)
+"""A description may take the budget, but this much at least: what is slow the first time, such as an import
+from a disk, says little of the run. And this much at most."""
 _LAST_WORDS_S = 1.0
 """How long a process that is out of time may take to say where it hangs."""
 _TAINTED: frozenset[FailureKind] = frozenset(
@@ -39,9 +41,19 @@ class ProcessRunner:
         payload: the workload on its way to the bench process.
         launcher: how processes start; by default the quickest way that is safe here.
         log: where bench processes write; a temporary file without it.
+        budget_s: wall seconds for the whole run, of which the description is a part.
     """
 
-    def __init__(self, payload: Payload, launcher: Launcher | None = None, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        payload: Payload,
+        launcher: Launcher | None = None,
+        log: Path | None = None,
+        *,
+        budget_s: float = math.inf,
+    ) -> None:
+        least, most = _DESCRIBE_S
+        self._describe_s = min(most, max(budget_s, least))
         self._launcher = launcher or default_launcher(payload, log)
         self._bench: BenchProcess | None = None
         self._used = False
@@ -58,21 +70,33 @@ class ProcessRunner:
             AutotuneError: where the workload cannot be run at all.
         """
         if self._description is None:
-            kind, value = self._ask("describe", DESCRIBE_TIMEOUT_S, DESCRIBE_TIMEOUT_S)
+            kind, value = self._ask("describe", self._describe_s, self._describe_s)
             if kind == "error":
                 raise value
             if kind != "ok":
-                failure = value if isinstance(value, Failure) else failure_of_crash(value)
-                raise BaselineError(
-                    "your own settings do not run",
-                    why=failure.message,
-                    fix=failure.hint or 'see it happen in your own process: runner="in_process"',
-                    detail=failure.traceback or self._launcher.log_tail(),
-                )
+                raise self._baseline_error(value if isinstance(value, Failure) else failure_of_crash(value))
             assert isinstance(value, Description), "describe answers with a Description"
             self._description = value
             self._last_step = value.yours  # which were just run
         return self._description
+
+    def _baseline_error(self, failure: Failure) -> BaselineError:
+        detail = failure.traceback or self._launcher.log_tail()
+        if failure.kind == "timeout":
+            return BaselineError(
+                "your own settings did not run in time",
+                why="making the workload, reading one batch and two or three steps had not ended after"
+                f" {self._describe_s:.0f} s",
+                fix=f"{failure.hint}; where it is only slow, raise the budget: that much is waited, up to"
+                f" {_DESCRIBE_S[1]:.0f} s",
+                detail=detail,
+            )
+        return BaselineError(
+            "your own settings do not run",
+            why=failure.message,
+            fix=failure.hint or 'see it happen in your own process: runner="in_process"',
+            detail=detail,
+        )
 
     def _leave_unlike(self, settings: Settings, *, steps: bool = True) -> None:
         """Leave a process in which earlier trials would show in this one."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -19,9 +19,10 @@ import torch
 import workloads as w
 
 import autotune
-from autotune.errors import AutotuneError, EnvironmentFault
+from autotune.errors import AutotuneError, BaselineError, EnvironmentFault
+from autotune.measure import process_runner
 from autotune.measure.launcher import ForkLauncher, SpawnLauncher
-from autotune.measure.payload import pickle_workload, target_payload
+from autotune.measure.payload import Payload, pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.settings import Settings
 from autotune.trial import Failure, Measurement, TrialSpec
@@ -320,3 +321,28 @@ def test_a_first_process_that_cannot_be_started_is_an_error(
     monkeypatch.setattr(plain._launcher, "launch", refuse)
     with pytest.raises(EnvironmentFault):
         plain.describe()
+
+
+def test_a_workload_that_hangs_is_waited_for_as_long_as_the_budget_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the error says how long, and where it hung, also in the function that makes it."""
+    (tmp_path / "hangs.py").write_text(
+        "import time\ndef wait_for_a_server():\n    time.sleep(600)\ndef make():\n    wait_for_a_server()\n"
+    )
+    monkeypatch.setattr(process_runner, "_DESCRIBE_S", (3.0, 600.0))
+    started = time.monotonic()
+    with (
+        ProcessRunner(target_payload(f"{tmp_path / 'hangs.py'}:make"), budget_s=1.0) as runner,
+        pytest.raises(BaselineError, match="in time") as raised,
+    ):
+        runner.describe()
+    assert "3 s" in raised.value.why
+    assert "wait_for_a_server" in raised.value.detail
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("budget_s", "waited_s"), [(5.0, 60.0), (90.0, 90.0), (3600.0, 600.0)])
+def test_a_description_may_take_the_budget(budget_s: float, waited_s: float) -> None:
+    """A minute in any case, and ten at most."""
+    assert ProcessRunner(Payload(blob=b""), cast(Any, object()), budget_s=budget_s)._describe_s == waited_s

@@ -83,7 +83,8 @@ def test_a_name_that_is_given_travels_to_the_target(monkeypatch: pytest.MonkeyPa
     (tmp_path / "named_train.py").write_text("")
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(payload, "target_payload", lambda target, **fields: asked.append(fields))
-    monkeypatch.setattr(process_runner, "ProcessRunner", lambda _: FakeRunner(lambda settings, mode: 1.0))
+    runner = FakeRunner(lambda settings, mode: 1.0)
+    monkeypatch.setattr(process_runner, "ProcessRunner", lambda _, *, budget_s: runner)
     monkeypatch.setattr(autotune.api, "tune_with", lambda *_, **options: None)
     find_best(f"{tmp_path}/named_train.py:make", name="given")
     find_best(f"{tmp_path}/named_train.py:make")
