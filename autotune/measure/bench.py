@@ -25,11 +25,17 @@ _STDERR = 2
 """The descriptor itself: user code may have put something else in the place of `sys.stderr`."""
 
 
-def serve(connection: Connection, payload: Any) -> None:
-    """Answer requests until the other end closes. Replies are (`ok` | `error` | `crash`, value)."""
+def serve(connection: Connection, held: list[Any]) -> None:
+    """Answer requests until the other end closes. Replies are (`ok` | `error` | `crash`, value).
+
+    Args:
+        connection: to whoever asks.
+        held: the payload alone, and the only reference to it: emptied once the workload is up. The bytes of a
+            dataset in memory would be counted with the dataset itself, as held by training.
+    """
     from autotune.measure.payload import enter
 
-    enter(payload)
+    enter(held[0])
     session: Any = None
     while True:
         try:
@@ -42,7 +48,8 @@ def serve(connection: Connection, payload: Any) -> None:
             # Making the workload counts, and is the user's own code: what hangs there is to be told as well.
             with _ended_after((argument if request == "describe" else argument.timeout_s) + _GRACE_S):
                 if session is None:
-                    session = _session(payload)
+                    session = _session(held[0])
+                    held.clear()
                 reply = "ok", _answer(session, request, argument)
         except AutotuneError as error:
             reply = ("error", error)
@@ -118,4 +125,4 @@ def main() -> None:
 
     address, key = sys.stdin.readline().strip(), bytes.fromhex(sys.stdin.readline().strip())
     with Client(address, authkey=key) as connection:
-        serve(connection, connection.recv())
+        serve(connection, [connection.recv()])

@@ -22,7 +22,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     del sys.argv[1:]  # code of the user's that is run here may parse its arguments: none are meant for it
     children: set[int] = set()
-    payload: Any = None
+    held: list[Any] = []
     for name in connection.recv():
         with contextlib.suppress(Exception):  # a module that does not import here fails where it is used
             importlib.import_module(name)
@@ -30,10 +30,10 @@ def main() -> None:
         while True:
             request = connection.recv()
             if request[0] == "payload":
-                payload = request[1]
+                held[:] = [request[1]]
             elif request[0] == "fork":
                 descriptor = reduction.recv_handle(connection)
-                children.add(_fork(connection, descriptor, payload))
+                children.add(_fork(connection, descriptor, held))
             elif request[0] == "wait":
                 connection.send(_reap(request[1]))
                 children.discard(request[1])
@@ -45,7 +45,7 @@ def main() -> None:
                 os.killpg(pid, signal.SIGKILL)
 
 
-def _fork(connection: Connection, descriptor: int, payload: Any) -> int:
+def _fork(connection: Connection, descriptor: int, held: list[Any]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -54,7 +54,7 @@ def _fork(connection: Connection, descriptor: int, payload: Any) -> int:
             connection.close()
             from autotune.measure.bench import serve
 
-            serve(Connection(descriptor), payload)
+            serve(Connection(descriptor), held)
             status = 0
         except BaseException:
             with contextlib.suppress(OSError, ValueError):

@@ -20,7 +20,7 @@ import workloads as w
 from torch import nn
 
 from autotune.measure import bench, fork_server
-from autotune.measure.launcher import BenchProcess, ForkLauncher
+from autotune.measure.launcher import BenchProcess, ForkLauncher, SpawnLauncher
 from autotune.measure.payload import pickle_workload, target_payload
 from autotune.measure.process_runner import ProcessRunner
 from autotune.trial import Measurement, TrialSpec
@@ -99,7 +99,7 @@ def test_a_forked_process_ends_and_says_why(
 ) -> None:
     """Neither an exception nor output that cannot be written lets it go on as the server that forked it."""
 
-    def broken(connection: Any, payload: Any) -> None:
+    def broken(connection: Any, held: Any) -> None:
         connection.close()
         raise ValueError("the working directory is gone")
 
@@ -114,7 +114,7 @@ def test_a_forked_process_ends_and_says_why(
     mine, other = socket.socketpair()
     server, descriptor = Connection(mine.detach()), other.detach()
     with pytest.raises(_Ended) as raised:
-        fork_server._fork(server, descriptor, None)
+        fork_server._fork(server, descriptor, [])
     monkeypatch.undo()
     assert raised.value.args == (1,)
     assert "ValueError: the working directory is gone" in capsys.readouterr().err
@@ -164,3 +164,19 @@ def test_the_users_code_sees_no_arguments(tmp_path: Path) -> None:
     )
     with ProcessRunner(target_payload(f"{tmp_path / 'parses.py'}:make")) as runner:
         assert runner.describe().name == "rows"
+
+
+@pytest.mark.parametrize("launcher", [ForkLauncher, SpawnLauncher])
+def test_a_dataset_in_memory_counts_once(launcher: Any) -> None:
+    """What it was sent as is let go once it is unpacked."""
+    held: list[int] = []
+    for mib in (0, 192):
+        dataset = w.Rows()
+        dataset.ballast = torch.ones(mib << 18)
+        payload = pickle_workload(Workload(w.Net(), dataset, optimizer=w.sgd, batch_size=16))
+        with ProcessRunner(payload, launcher(payload)) as runner:
+            found = runner.run(TrialSpec(settings=runner.describe().yours, stage="yours", window_s=0.1))
+            assert isinstance(found, Measurement)
+            assert found.peak_host_bytes is not None
+            held.append(found.peak_host_bytes)
+    assert 0.8 * (192 << 20) < held[1] - held[0] < 1.3 * (192 << 20)
