@@ -77,7 +77,7 @@ def find_best(
             channels_last, fused, threads). `recipe`: learning may change too (batch size, with its
             learning rate and warmup).
         budget: wall-clock time for everything, such as 90, "90s" or "5m". Never exceeded by more than
-            the end of a trial.
+            the end of a trial; for its first steps a workload has a minute in any case.
         objective: what is best across batch sizes, where `allow` lets them change. `goodput`: what is learned
             in a second, with nearly as much from each sample. `time`: the same, if you add the epochs that
             make up for what each teaches less. `throughput`: samples a second, whatever they teach.
