@@ -44,6 +44,8 @@ class Rates:
         self._middle_s: dict[int, float] = {}
         """When each trial ran, by its number: seconds of trials before it, and half of its own."""
         self._end_s = 0.0
+        self._peaks: dict[Settings, int] = {}
+        """The most device memory that any trial of these settings reserved, where it was seen."""
         for trial in history:
             self._take(trial)
         self.drift = self._drift()
@@ -58,6 +60,9 @@ class Rates:
         if trial.measurement is None:
             self._broken |= {trial.settings} if in_full else set()
             return
+        peak = trial.measurement.peak_device_bytes
+        if peak is not None:
+            self._peaks[trial.settings] = max(peak, self._peaks.get(trial.settings, 0))
         rate = trial.measurement.samples_per_s
         loader, compute = trial.settings.loader, trial.settings.compute
         if trial.spec.mode == "loader":
@@ -157,8 +162,7 @@ class Rates:
 
     def peak_bytes(self, settings: Settings) -> int | None:
         """The most device memory that any run of these settings reserved; None where it was not seen."""
-        found = [t.measurement for t in self.history if t.settings == settings and t.measurement is not None]
-        return max((m.peak_device_bytes for m in found if m.peak_device_bytes is not None), default=None)
+        return self._peaks.get(settings)
 
     def free_share(self, settings: Settings) -> float | None:
         """Part of the GPU's memory that these settings left free at their peak; None where not known."""

@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from autotune.errors import UsageError
 from autotune.facts import MachineFacts, WorkloadFacts
@@ -74,16 +75,7 @@ class Space:
 
     def legal(self, settings: Settings) -> bool:
         """Whether these settings are in the space: *yours*, or option values that go together here."""
-        if settings == self.yours:
-            return True
-        flat = settings.flat()
-        chosen = {name: flat[name] for name in self.names}
-        return (
-            settings in (rebuilt := self.settings(**chosen), self.canonical(rebuilt))
-            and all(flat[name] in self.values(name) for name in self.names)
-            and all(flat[name] == self.start.flat()[name] for name in self.fixed)
-            and not rules.violations(settings, self.machine, self.workload, yours=self.yours)
-        )
+        return _legal(self, settings)
 
     def stood_in_for(self, batch_size: KnobValue) -> int | None:
         """The doubling of the user's batch that this size lies below, where it may be tried; else None.
@@ -240,6 +232,21 @@ def _check_value(which: Knob, value: KnobValue) -> None:
         raise UsageError(f"`{which.name}` cannot be {value!r}", why=f"it must be {wanted}", fix=fix)
 
 
+@lru_cache(maxsize=8192)  # the search asks for the same settings again and again
+def _legal(space: Space, settings: Settings) -> bool:
+    if settings == space.yours:
+        return True
+    flat = settings.flat()
+    rebuilt = space.settings(**{name: flat[name] for name in space.names})
+    return (
+        settings in (rebuilt, space.canonical(rebuilt))
+        and all(flat[name] in space.values(name) for name in space.names)
+        and all(flat[name] == space.start.flat()[name] for name in space.fixed)
+        and not rules.violations(settings, space.machine, space.workload, yours=space.yours)
+    )
+
+
+@lru_cache(maxsize=16)
 def bundle(space: Space) -> Settings:
     """What an expert would try first, from the facts alone; legal, and *yours* where nothing applies.
 
@@ -273,6 +280,7 @@ def _guesses(space: Space) -> list[tuple[str, KnobValue]]:
     return [(name, value) for name, value in (*counts, *switches) if name in space.names]
 
 
+@lru_cache(maxsize=512)
 def neighbours(space: Space, settings: Settings, group: MoveGroup) -> tuple[tuple[str, Settings], ...]:
     """Legal settings one step from `settings` on one side, each with the knob that moved; likely gains first.
 
