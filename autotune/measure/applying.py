@@ -77,12 +77,12 @@ def apply_recipe(
     layers = _unscaled_batch_norms(recipe, models.values())
     for target in targets.values():
         target.check()  # all of it, before anything is changed
-    _scale_batch_norms(recipe, layers)
     found = {}
     for name, target in targets.items():
         driver = target.apply()
         if driver is not None:
             found[name] = driver
+    _scale_batch_norms(recipe, layers)  # last: a function may still make no scheduler
     return found
 
 

@@ -201,14 +201,16 @@ class _Runs:
         """The user's own steps before all runs; the loss at the initial weights."""
         kit = self._session.make_kit(self._spec.reference)
         flags.seed_everything(self._spec.seed)
-        first: float | None = None
+        trace: list[tuple[int, float]] = []
         samples = max(1, self._spec.warm_steps) * self._own
         loader = self._spec.reference.loader
-        for batch in self._data.training(loader, samples, self._spec.seed + _WARM_ORDER):
+        for number, batch in enumerate(self._data.training(loader, samples, self._spec.seed + _WARM_ORDER)):
             loss = self._step(kit, batch)
-            first = loss if first is None else first
+            if loss is not None:
+                trace.append((number * self._own, loss))
             if not self._spec.warm_steps:
                 break
+        first = next(iter(rules.levels(trace, samples)), None)
         if not self._spec.warm_steps:
             return first  # the step was taken to see the loss, and every kit begins anew
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ _CYCLED = ("lr", "momentum", "betas")
 """What torch's schedulers move."""
 _MOVING = ("last_epoch", "_step_count", "_last_lr", "T_cur", "T_i")
 """What moves in torch's schedulers themselves."""
+_PASSING = (*_MOVING, "base_lrs", "_is_initial", "_get_lr_called_within_step")
+"""What does not tell one scheduler from another: a recipe may have scaled the rates in between."""
 _RATES = (
     (object, "base_lrs"),
     (lr_scheduler.CyclicLR, "max_lrs"),
@@ -110,8 +113,8 @@ class Retimed:
                 group["betas"] = (seen["betas"][0], *group["betas"][1:])
 
     def is_like(self, scheduler: lr_scheduler.LRScheduler) -> bool:
-        """Whether it is a scheduler of the same class."""
-        return isinstance(scheduler, type(self._scheduler))
+        """Whether it is a scheduler of the same class, made with the same numbers."""
+        return _alike(self._start[1], scheduler)
 
     def show_in(self, scheduler: lr_scheduler.LRScheduler, optimizer: Optimizer) -> None:
         """Let the user's own scheduler say where this one is, and what the learning rates really are."""
@@ -130,6 +133,22 @@ class Retimed:
         self._scheduler.load_state_dict(state["scheduler"])
         for group, saved in zip(self._stand_in.param_groups, state["groups"]):
             group.update(saved)
+
+
+def _alike(mine: Any, yours: Any) -> bool:
+    """By what they were told, as far as it can be compared: functions cannot."""
+    if not isinstance(yours, type(mine)):
+        return False
+    told = [name for name in vars(mine) if name not in _PASSING and _is_plain(vars(mine)[name])]
+    if any(vars(yours).get(name) != vars(mine)[name] for name in told):
+        return False
+    inner = zip(getattr(mine, "_schedulers", ()), getattr(yours, "_schedulers", ()))
+    return all(_alike(one, other) for one, other in inner)
+
+
+def _is_plain(value: Any) -> bool:
+    whole_numbers = isinstance(value, list) and all(isinstance(one, int) for one in value)
+    return whole_numbers or isinstance(value, (bool, int, float, str, tuple, Counter))
 
 
 def _stepped(scheduler: lr_scheduler.LRScheduler) -> bool:

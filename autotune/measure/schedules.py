@@ -170,12 +170,22 @@ class SampleScheduler:
         self._follow_checkpoint()
         for group in self.optimizer.param_groups[len(self._full) :]:
             share, full = self._share(), _full_rate(group)
-            if not math.isclose(_rate(group), full * share, rel_tol=1e-6):  # no copy of another group
+            shared = self._shared_with(group)
+            if shared is not None:
+                group["lr"], full = group["lr"].clone(), shared
+            elif not math.isclose(_rate(group), full * share, rel_tol=1e-6):  # no copy of another group
                 full = _rate(group)
             group.setdefault("initial_lr", full)
             self._full.append(full)
             self._written.append(full * share)
             self._set(group, full * share, full)
+
+    def _shared_with(self, group: Mapping[str, Any]) -> float | None:
+        """The full rate of the group whose very tensor this one has for its rate: the optimizer's default."""
+        if not isinstance(group["lr"], torch.Tensor):
+            return None
+        known = zip(self.optimizer.param_groups, self._full)
+        return next((full for one, full in known if one["lr"] is group["lr"]), None)
 
     def _advance(self) -> None:
         before = self.samples

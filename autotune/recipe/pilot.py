@@ -87,7 +87,7 @@ class PilotRecord:
     held_samples: int = 0
     """Samples that no run trains on and the losses are of; 0 where they are training losses."""
     first_loss: float | None = None
-    """Training loss at the initial weights."""
+    """Training loss at the initial weights: the mean of the first part of the warm steps, or of one batch."""
     run: PilotRun = PilotRun()
     reference_run: PilotRun = PilotRun()
     again: PilotRun | None = None
@@ -181,9 +181,11 @@ def _divergence(record: PilotRecord) -> Iterator[str]:
 
 
 def _start(record: PilotRecord) -> float:
-    """Training loss before the runs: that of the first batch, or the user's own where it was an easy one."""
-    known = [loss for loss in (record.first_loss, record.reference_run.first) if loss is not None]
-    return max(known, default=0.0)
+    """Training loss before the runs; without warm steps that of one batch, which may be an easy one."""
+    first = record.first_loss
+    if not record.warm_steps and record.reference_run.first is not None:
+        first = max(first or 0.0, record.reference_run.first)
+    return first or 0.0
 
 
 def _diverged(run: PilotRun, record: PilotRecord) -> bool:

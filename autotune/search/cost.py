@@ -286,6 +286,19 @@ class Costs:
             return True  # each final, or every other one, would start one anyway
         return _FRESH_PAIRS * self._round_s(1, fresh=True) <= _FRESH_SHARE * self._after_baseline_s
 
+    def crowds_out(self, settings: Settings) -> bool:
+        """Whether finals of these settings would start a process each, and no time is left for the fewest.
+
+        Where finals share one, time was set aside for such alone.
+        """
+        sides = (self.know.yours, settings)
+        alone = needs_own_process(*sides) or needs_own_process(*sides[::-1])
+        if not alone or self.fresh_finals:
+            return False
+        trial_s = self.predicted_s(self.search_spec(settings, "joint", ""))
+        finals_s = MIN_PAIRS * self._round_s(1, fresh=True) + self.edge_s
+        return trial_s + finals_s > self.know.ctx.remaining_s
+
     @cached_property
     def _after_baseline_s(self) -> float:
         """Seconds that this session had left when *yours* had run."""

@@ -147,7 +147,8 @@ class _Session:
         self.pilots = [judge_pilot(record) for record in self.store.piloted]
         self.piloted_s = 0.0
         self.stage = ""
-        self._unteach([found.kind for found in self.numerics] + [found.kind for found in self.pilots])
+        self.untaught: frozenset[Settings] = frozenset()
+        """What ran and may not win: the sampler does not aim at it."""
 
     def _open(self) -> StudyStore:
         from autotune.search.study import open_study
@@ -231,7 +232,7 @@ class _Session:
         record = record_of(spec, self.runner.compare_numerics(spec))
         self.store.keep_compared(record)
         self.numerics.append(judge_numerics(record))
-        self._unteach([self.numerics[-1].kind])
+        self.exhausted = False  # the sampler will look elsewhere where these settings are out
 
     def _pilot(self, spec: PilotSpec) -> None:
         self.stage = "pilot"
@@ -242,17 +243,15 @@ class _Session:
         self.piloted_s += self.elapsed_s() - before_s
         self.store.keep_piloted(record)
         self.pilots.append(judge_pilot(record))
-        self._unteach([self.pilots[-1].kind])
-
-    def _unteach(self, kinds: Sequence[str]) -> None:
-        """The sampler no longer aims at what was found to train worse."""
-        if "worse" in kinds:
-            self.store.unteach(self._know().trains_worse)
-            self.exhausted = False
+        self.exhausted = False  # the sampler will look elsewhere where this batch is out
 
     def _sample(self, move: Sample) -> None:
         know = self._know()
         costs = Costs(know)
+        out = frozenset(s for s in know.full if know.trains_worse(s) or know.barred(s))
+        if out != self.untaught:
+            self.untaught = out
+            self.store.unteach(out.__contains__)
         drawn = self.store.draw(
             lambda values: self.space.settings(**checkable(know, affordable(know, values))),
             lambda settings: sampled(know, costs, move.room_s, settings),

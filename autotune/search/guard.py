@@ -72,7 +72,7 @@ def guard_notes(know: Knowledge, winner: Settings) -> tuple[str, ...]:
     notes = [f"numerics: {found.in_words()}; left out" for found in worse]
     best = winner if winner in know.full else know.incumbent  # who won by a challenge had no search trial
     faster = [s for s in know.full if know.unchecked(s) and know.rate(s) > know.rate(best)]
-    late = sorted({label(s.replace(compile=know.yours.compute.compile), know.yours) for s in faster})
+    late = sorted({label(_uncompared(know, s), know.yours) for s in faster})
     notes += [f"numerics: {each}: not checked: no time was left; left out" for each in late]
     if not changes(winner, know.yours):
         return tuple(notes)
@@ -84,6 +84,12 @@ def guard_notes(know: Knowledge, winner: Settings) -> tuple[str, ...]:
     else:
         notes.append(f"numerics: {found.in_words()}")
     return tuple(notes)
+
+
+def _uncompared(know: Knowledge, settings: Settings) -> Settings:
+    """What there was no time for: their precision, or where that was compared what is compiled for it."""
+    plain = settings.replace(compile=know.yours.compute.compile)
+    return plain if know.numerics(plain) is None else settings
 
 
 def _unknown(know: Knowledge, settings: Settings) -> bool:

@@ -174,4 +174,6 @@ def open_groups(know: Knowledge) -> list[MoveGroup]:
 def worth_trying_now(know: Knowledge, settings: Settings) -> bool:
     """Whether they are worth a full trial now: other batches have to wait for their turn."""
     waits = batch_moves.changed(know.ctx, settings) and not batch_moves.begun(know)
-    return not waits and worth_trying(know, settings) and not too_dear(know, settings)
+    if waits or not worth_trying(know, settings) or too_dear(know, settings):
+        return False
+    return not Costs(know).crowds_out(settings)

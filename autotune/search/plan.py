@@ -102,8 +102,8 @@ def next_move(ctx: PlanContext, history: Sequence[Trial]) -> Move:
 
 def _if_all_trained_the_same(know: Knowledge, costs: Costs) -> tuple[Settings, ...]:
     """Who would be candidates if every batch size had been trained in, and every precision compared."""
-    before = Knowledge(dataclasses.replace(know.ctx, search_over=""), know.history)
-    return candidates(before, costs)
+    ctx = settled(dataclasses.replace(know.ctx, search_over=""), know.history)
+    return candidates(Knowledge(ctx, know.history), costs)
 
 
 def needed_s(ctx: PlanContext, history: Sequence[Trial]) -> float:

@@ -143,3 +143,15 @@ def test_a_state_with_other_groups_under_the_scheduler_is_refused() -> None:
     with pytest.raises(UsageError) as raised:
         other.load_state_dict(kit.state_dict())
     assert "after the kit" in raised.value.fix
+
+
+def test_a_group_that_is_added_leaves_a_shared_tensor_rate_alone() -> None:
+    """Torch gives it the very tensor of the optimizer's default rate, which the other groups have too."""
+    model = Body()
+    optimizer = torch.optim.Adam([model.first], lr=torch.tensor(0.1))
+    scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    kit = make_kit(Settings.from_flat({"batch_size": 4}), None, model, optimizer, scheduler=scheduler)
+    moved(kit, 2)
+    optimizer.add_param_group({"params": [model.later]})
+    moved(kit, 2)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.00625, 0.00625])

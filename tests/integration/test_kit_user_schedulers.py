@@ -261,6 +261,38 @@ def test_another_scheduler_than_the_kit_befores_is_refused(first: str | None) ->
     assert type(other) is lr_scheduler.CosineAnnealingLR
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda o: lr_scheduler.StepLR(o, step_size=8), lambda o: lr_scheduler.StepLR(o, step_size=80)),
+        (KEPT["cosine"], lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=400, eta_min=0.01)),
+        (
+            lambda o: lr_scheduler.MultiStepLR(o, [4, 8]),
+            lambda o: lr_scheduler.MultiStepLR(o, [4, 80]),
+        ),
+    ],
+)
+def test_one_of_the_same_class_with_other_numbers_is_another(first: Any, second: Any) -> None:
+    """Of a second phase, say: the kit would go on with the first one's numbers."""
+    model, optimizer = trained()
+    kit_of(2, model, optimizer, first(optimizer))
+    kit_of(2, model, optimizer, first(optimizer))
+    with pytest.raises(UsageError, match="follows another schedule"):
+        kit_of(2, model, optimizer, second(optimizer))
+
+
+def test_a_function_that_is_refused_leaves_batch_norm_as_it_was() -> None:
+    """Who goes on without a kit trains with the momenta that the model had."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    norms = {"batch_norm_momenta": (0.2,), "reference_batch_norm_momenta": (0.1,)}
+    with pytest.raises(UsageError, match="not made by the kit"):
+        kit_of(2, model, optimizer, lr_scheduler.ReduceLROnPlateau, **norms)
+    assert (model[1].momentum, optimizer.param_groups[0]["lr"]) == (0.1, 0.1)
+    kit_of(2, model, optimizer, **norms)
+    assert model[1].momentum == pytest.approx(0.19)
+
+
 def test_a_rate_that_is_a_tensor_is_shown_as_a_copy() -> None:
     """As torch's own schedulers do: who writes into what was shown changes no rate."""
     model = w.Net()

@@ -105,9 +105,9 @@ def test_the_unit_of_the_loss_does_not_matter(record: PilotRecord, scale: float)
         )
 
     edge = any(
-        start is not None and run is not None and run.most is not None and abs(run.most - 3 * start) < 1e-9
+        run is not None and run.most is not None and abs(run.most - 3 * start) < 1e-9
         for run in (record.run, record.reference_run, record.again)
-        for start in (record.first_loss, record.reference_run.first)
+        for start in (record.first_loss or 0.0, record.reference_run.first or 0.0)
     )
     other = replace(
         record,

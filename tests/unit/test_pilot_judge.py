@@ -110,11 +110,18 @@ def test_a_loss_that_diverges_is_worse_whatever_its_end(run, said):
 def test_a_start_on_an_easy_batch_is_no_divergence():
     """A trained model's first batch may have a fraction of the loss that the others have."""
     trained = replace(own(priced=0.02, equal=0.02), first=0.02, most=0.03)
-    easy = {"first_loss": 0.005, "reference_run": trained, "again": trained}
+    easy = {"first_loss": 0.005, "warm_steps": 0, "reference_run": trained, "again": trained}
     found = judge_pilot(record(0.02, run=replace(trained, priced=(), steps=64), **easy))
     assert (found.kind, found.change) == ("same", pytest.approx(0.0))
     found = judge_pilot(record(0.02, run=replace(trained, priced=(), most=0.07, steps=64), **easy))
     assert (found.kind, found.reason) == ("worse", "the loss rose to 0.07 within 64 steps, from 0.02")
+
+
+def test_a_batch_that_diverged_in_the_warm_steps_is_no_ground():
+    """The runs begin at a loss that is many times the first one, and stay there."""
+    blown = replace(own(priced=50.0, equal=50.0), first=50.0, most=140.0)
+    found = judge_pilot(record(50.0, run=replace(blown, priced=()), reference_run=blown, again=blown))
+    assert (found.kind, found.reason) == ("unknown", "your own batch diverges by itself")
 
 
 def test_training_losses_are_averaged_over_sixths_of_the_run():

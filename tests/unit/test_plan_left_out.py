@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,7 +19,7 @@ from autotune.search.batch import GradientLook
 from autotune.search.batch_moves import in_turn, next_batch
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
-from autotune.search.decision import EndSearch, Run
+from autotune.search.decision import EndSearch, Run, TrainBoth
 from autotune.search.finals import candidates
 from autotune.search.knowledge import Knowledge
 from autotune.search.moves import worth_trying_now
@@ -211,3 +212,43 @@ def test_what_the_sampler_draws_is_given_the_time_that_it_needs() -> None:
     assert sampled(know, costs, 20.0, drawn) is None
     assert sampled(know, costs, 20.0, space.settings(num_workers=2)) is not None
     assert sampled(know, costs, 400.0, space.yours) is None
+
+
+def test_after_the_search_a_batch_whose_pilot_fits_is_not_hidden_by_one_whose_does_not() -> None:
+    """256 was faster, and no time is left to train in it; 128 has the time."""
+    failed = Pilot(kind="worse", batch_size=512, reference=64, reason="so it was")
+    history = History().opened(SPACE, 2000.0)
+    for size, rate in ((128, 4000.0), (256, 5000.0), (512, 5500.0)):
+        history.ran(YOURS.replace(batch_size=size), rate)
+    for spent_s in range(36):
+        ctx = searching(pilots=(failed,), piloted_s=float(spent_s), remaining_s=150.0, search_over="done")
+        before = settled(replace(ctx, search_over=""), history)
+        if before.untrained == frozenset({256}):
+            break
+    move = next_move(ctx, history)
+    assert isinstance(move, TrainBoth)
+    assert move.spec.settings.loader.batch_size == 128
+
+
+def test_what_would_need_a_process_for_each_final_is_not_tried_without_the_time() -> None:
+    """A short budget's finals share a process; cuDNN's search would start one for each of them."""
+    space = space_of(device="cuda:0", gpus=(plain_gpu(),), has_conv2d=True, image_input=True, setup_s=7.4)
+    best = space.settings(channels_last=True)
+    history = History().opened(space, 1000.0).ran(best, 3000.0).ran(best, 3000.0)
+    searched = best.replace(cudnn_benchmark=True)
+    for remaining_s, tried in ((40.0, False), (400.0, True)):
+        know = Knowledge(context(space, budget_s=60.0, remaining_s=remaining_s), history)
+        assert not Costs(know).fresh_finals or tried
+        assert worth_trying_now(know, searched) == tried
+        assert worth_trying_now(know, best.replace(fused_optimizer=True)) == (space.workload.fused_available)
+
+
+def test_the_sampler_does_not_aim_at_batches_that_are_barred(tmp_path) -> None:
+    """Those over a smaller largest batch, when a study goes on, are taught as failures."""
+    storage = str(tmp_path / "study.journal")
+    for most in (None, 100):
+        runner = fake_runner(growing, facts={**SGD, **QUIET}, gradients=fake_gradients(1e6, 64), noise=0.02)
+        resume = most is not None
+        run_fake(runner, 300.0, allow="recipe", storage=storage, resume=resume, max_batch_size=most)
+    drawn = [s for s in runner.specs if s.reason == "proposed by the sampler"]
+    assert all((s.settings.loader.batch_size or 0) <= 96 for s in drawn)

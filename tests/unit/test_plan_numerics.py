@@ -217,6 +217,9 @@ def test_what_trains_worse_does_not_win_by_being_compiled() -> None:
     assert know.unchecked(compiled)
     assert candidates(know, Costs(know)) == ()
     assert not Knowledge(finals(numerics=(judged(compiled),)), ahead(compiled)).unchecked(compiled)
+    said = guard_notes(know, YOURS)
+    assert said[0].startswith("numerics: bfloat16: the loss after")
+    assert said[1] == "numerics: bfloat16, compiled (default): not checked: no time was left; left out"
 
 
 def test_a_candidate_in_its_finals_is_not_checked_any_more() -> None:
