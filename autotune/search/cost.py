@@ -74,12 +74,19 @@ class Costs:
         self.setup_s = facts.setup_s
         self.step_s = know.latest(know.incumbent).step_s if know.full else facts.step_s
         self.window_s = window_s(know.ctx.budget_s, self.step_s)
+        self._overheads: dict[tuple[Settings, Mode, bool], float] = {}
 
     def overhead_s(self, settings: Settings, mode: Mode, *, fresh: bool = False) -> float:
         """What such a trial costs beside its timed blocks: warming up, starting workers and processes.
 
         The most that these settings took, else what is usual: a slow neighbour says little about them.
         """
+        asked = (settings, mode, fresh)
+        if asked not in self._overheads:
+            self._overheads[asked] = self._overhead_s(settings, mode, fresh=fresh)
+        return self._overheads[asked]
+
+    def _overhead_s(self, settings: Settings, mode: Mode, *, fresh: bool) -> float:
         trials = [
             t
             for t in self.know.history

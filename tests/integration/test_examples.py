@@ -115,7 +115,7 @@ def test_char_lm_learns_from_dict_batches(tmp_path: Path) -> None:
             "--steps",
             60,
             "--budget",
-            f"{1.5 * BUDGET_S:.0f}s",
+            f"{1.2 * BUDGET_S:.0f}s",
         ),
         home=tmp_path,
     )
