@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import workloads as w
+from kit_recipes import REFERENCE, recipe
 from strategies import plain_workload
 from torch import nn
 from torch.nn import functional
@@ -22,12 +23,11 @@ from autotune import kit as kits
 from autotune.errors import AutotuneError, AutotuneWarning
 from autotune.kit import Kit
 from autotune.measure.models import batch_norm_momenta
-from autotune.outcome import Decay, LargeBatch, Recipe
+from autotune.outcome import Decay, LargeBatch
 from autotune.recipe.scaling import scale_recipe
 from autotune.recipe.schedule import SampleSchedule
 from autotune.settings import Settings
 
-REFERENCE = 4
 STEPS = 40
 
 make_kit = partial(kits.make_kit, device="cpu")
@@ -57,18 +57,6 @@ MAKERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 
 def settings(batch_size: int) -> Settings:
     return Settings.from_flat({"batch_size": batch_size})
-
-
-def recipe(k: int, **changes: Any) -> Recipe:
-    """Linear, without a warmup unless asked."""
-    plain: dict[str, Any] = {
-        "batch_size": k * REFERENCE,
-        "reference_batch_size": REFERENCE,
-        "learning_rates": (0.1 * k,),
-        "reference_learning_rates": (0.1,),
-        "lr_rule": "linear",
-    }
-    return Recipe(**{**plain, **changes})
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:

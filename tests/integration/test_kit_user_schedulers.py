@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 import workloads as w
+from kit_recipes import REFERENCE, recipe
 from torch.optim import lr_scheduler
 
 from autotune import kit as kits
 from autotune.errors import AutotuneError, AutotuneWarning, UsageError
 from autotune.kit import Kit
-from autotune.outcome import Recipe
 from autotune.settings import Settings
 
-REFERENCE = 4
 STEPS = 40
 
 make_kit = partial(kits.make_kit, device="cpu")
@@ -46,18 +45,6 @@ KEPT: dict[str, Any] = {
         milestones=[8],
     ),
 }
-
-
-def recipe(k: int, **changes: Any) -> Recipe:
-    """Linear, without a warmup unless asked."""
-    plain: dict[str, Any] = {
-        "batch_size": k * REFERENCE,
-        "reference_batch_size": REFERENCE,
-        "learning_rates": (0.1 * k,),
-        "reference_learning_rates": (0.1,),
-        "lr_rule": "linear",
-    }
-    return Recipe(**{**plain, **changes})
 
 
 def trained() -> tuple[Any, torch.optim.Optimizer]:
