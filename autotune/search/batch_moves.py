@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from autotune.facts import WorkloadFacts
 from autotune.measure.seam import GradientSpec
@@ -324,20 +325,22 @@ def counted_in(ctx: PlanContext, verdict: Verdict) -> Verdict:
 
 
 def batch_kept(know: Knowledge) -> tuple[Kept, ...]:
-    """The batch size among what was kept, where it might have changed and no other was tried."""
+    """The batch size among what was kept, where it might have changed and no other ran to its end."""
     why = _why_kept(know)
     return (Kept(knob="batch_size", value=know.yours.loader.batch_size, why=why),) if why else ()
 
 
 def _why_kept(know: Knowledge) -> str:
-    """What spoke against the next larger batch; empty where other batches ran, or none was open to choice."""
+    """What spoke against larger batches; empty where one ran to its end, or none was open to choice."""
     ctx, own = know.ctx, know.yours.loader.batch_size
     if ctx.look is not None and ctx.look.refused:
         return ctx.look.refused
     if know.yours not in know.full:
         return ""  # interrupted before anything ran
-    if own is None or not searched(ctx) or gathered(ctx) or any(changed(ctx, s) for s in know.full):
+    if own is None or not searched(ctx) or gathered(ctx):
         return ""
+    if tried := [settings for settings in know.full if changed(ctx, settings)]:
+        return _why_given_up(know, tried)
     size = min(_sizes_over(know, own), default=None)
     if size is None:
         return ""
@@ -349,6 +352,17 @@ def _why_kept(know: Knowledge) -> str:
     if double is not None and (beyond := caps(ctx, double)):
         return f"{beyond[0]}, and {_why_not_now(know, larger)}"
     return _why_not_now(know, larger)
+
+
+def _why_given_up(know: Knowledge, tried: Sequence[Settings]) -> str:
+    """That the other batches that ran were behind; empty where one ran to its end: it is in the table."""
+    if not all(map(know.gave_up, tried)):
+        return ""
+    best = max(tried, key=know.rate)
+    weight = know.ctx.weight(best)
+    counted = f", each counted as {weight:.2f} of yours" if weight != 1 else ""
+    rate = know.rate(best) / weight
+    return f"batches of {best.loader.batch_size} were given up at {rate:,.0f} samples/s{counted}"
 
 
 def _why_not_now(know: Knowledge, larger: Settings) -> str:

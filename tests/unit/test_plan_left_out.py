@@ -16,7 +16,7 @@ from autotune.outcome import Pilot
 from autotune.recipe.guard import Numerics
 from autotune.recipe.pilot import PilotRecord
 from autotune.search.batch import GradientLook
-from autotune.search.batch_moves import in_turn, next_batch
+from autotune.search.batch_moves import batch_kept, in_turn, next_batch
 from autotune.search.context import PlanContext
 from autotune.search.cost import Costs
 from autotune.search.decision import EndSearch, Run, TrainBoth
@@ -252,3 +252,17 @@ def test_the_sampler_does_not_aim_at_batches_that_are_barred(tmp_path) -> None:
         run_fake(runner, 300.0, allow="recipe", storage=storage, resume=resume, max_batch_size=most)
     drawn = [s for s in runner.specs if s.reason == "proposed by the sampler"]
     assert all((s.settings.loader.batch_size or 0) <= 96 for s in drawn)
+
+
+def test_a_larger_batch_that_was_given_up_is_told_of() -> None:
+    """It has no row in the table of batches, whose rates are whole ones: what was kept says how it ran."""
+    larger = YOURS.replace(batch_size=128)
+    history = History().opened(SPACE, 2000.0).ran(larger, 2200.0)
+    measured = history[-1].measurement
+    assert measured is not None
+    history[-1] = replace(history[-1], measurement=replace(measured, stopped="gave_up"))
+    ctx = searching(look=GradientLook(noise=noise(192.0)))
+    (kept,) = batch_kept(Knowledge(ctx, history))
+    assert (kept.knob, kept.value) == ("batch_size", 64)
+    assert kept.why == "batches of 128 were given up at 2,200 samples/s, each counted as 0.80 of yours"
+    assert batch_kept(Knowledge(ctx, history.ran(larger, 2200.0))) == ()
